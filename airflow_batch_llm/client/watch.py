@@ -1,0 +1,94 @@
+"""Waiting for a batch: the decision after each look, and the loop that looks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from airflow_batch_llm.client.batch_client import AsyncBatchClient
+from airflow_batch_llm.errors import (
+    BatchCancelledError,
+    BatchEndedError,
+    BatchExpiredError,
+    BatchFailedError,
+    NoAnswerError,
+)
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.wire import Batch
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE: Final = timedelta(minutes=1)
+"""How far apart looks drift while the service does not answer."""
+
+_ENDED_BADLY: Final[dict[BatchStatus, type[BatchEndedError]]] = {
+    BatchStatus.FAILED: BatchFailedError,
+    BatchStatus.CANCELLED: BatchCancelledError,
+    BatchStatus.EXPIRED: BatchExpiredError,
+}
+
+
+def why_it_ended(batch: Batch) -> str:
+    """One paragraph on a batch that ended without ``completed``: what, how far, and what was left behind."""
+    counts = batch.request_counts
+    sentences = [f"Batch {batch.id} ended as {batch.status}."]
+    sentences += [error.message for error in batch.errors.data[:3]] if batch.errors else []
+    if counts.total:
+        sentences.append(f"{counts.completed} of {counts.total} rows were answered and {counts.failed} failed.")
+    if batch.manifest:
+        sentences.append(f"What was done is in {batch.manifest.files[0].uri}.")
+    else:
+        sentences.append("No target was written.")
+    return " ".join(sentences)
+
+
+def raise_unless_completed(batch: Batch) -> None:
+    """Raises the error that fits a batch that ended in any other way than ``completed``."""
+    if kind := _ENDED_BADLY.get(batch.status):
+        raise kind(why_it_ended(batch), batch_id=batch.id)
+
+
+def progress_line(batch: Batch) -> str:
+    """How far a batch is, in one line for a log."""
+    progress = batch.progress
+    parts = [f"Batch {batch.id} is {batch.status}"]
+    if progress.rows_total:
+        share = progress.rows_done / progress.rows_total
+        parts.append(f"{progress.rows_done:,} of {progress.rows_total:,} rows ({share:.0%})")
+    if progress.rows_failed:
+        parts.append(f"{progress.rows_failed:,} failed")
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"about {progress.eta_seconds:,.0f} s to go")
+    line = ", ".join(parts)
+    return f"{line}. {progress.waiting_for}" if progress.waiting_for else line
+
+
+@dataclass
+class Watch:
+    """Looks at one batch until it ends. A service that does not answer is asked again, ever more slowly, for ever."""
+
+    client: AsyncBatchClient
+    batch_id: str
+    poll_interval: timedelta
+
+    async def snapshots(self) -> AsyncIterator[Batch]:
+        """The batch as it stands, look after look; the last one has ended."""
+        pause = self.poll_interval
+        while True:
+            try:
+                batch = await self.client.get(self.batch_id)
+            except NoAnswerError as error:
+                pause = min(pause * 2, LONGEST_PAUSE)
+                log.warning("%s Looking again in %.0f s.", error, pause.total_seconds())
+            else:
+                pause = self.poll_interval
+                yield batch
+                if batch.status.ended:
+                    return
+            await asyncio.sleep(pause.total_seconds())

@@ -1,0 +1,79 @@
+"""The words of the system: states, and the names of the columns that a batch adds to a table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class BatchStatus(StrEnum):
+    """The life of a batch, in the words of OpenAI's Batch API."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the batch will never change again."""
+        return self in ENDED
+
+
+ENDED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+
+
+class ChunkState(StrEnum):
+    """Where a chunk stands. A ``leased`` chunk whose lease ran out may be claimed like a ``pending`` one."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+    DROPPED = "dropped"
+    """Its batch ended before all of its rows were done."""
+
+
+class DutyKind(StrEnum):
+    """What the service itself does for a batch, in a process of its own."""
+
+    PLAN = "plan"
+    ASSEMBLE = "assemble"
+
+
+class FilePurpose(StrEnum):
+    """What a stored file is for. The first two are OpenAI's."""
+
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+
+
+class RowStatus(StrEnum):
+    """What became of one row. All but ``success`` count as failed or undone."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    INVALID_OUTPUT = "invalid_output"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+OUTPUT_COLUMNS: Final = (
+    "llm_output",
+    "llm_status",
+    "llm_error",
+    "llm_finish_reason",
+    "llm_prompt_tokens",
+    "llm_completion_tokens",
+)
+"""What a batch adds to the source's columns, in this order. ``llm_output`` and ``llm_error`` are text, the token counts
+64-bit integers; all but ``llm_status`` are null where they do not apply."""
+
+ANSWERED: Final = frozenset({"stop", "length", "tool_calls"})
+"""The finish reasons that make a result an answer; vLLM also says ``abort`` with HTTP 200 and half a text."""
+
+DEFAULT_TEAM: Final = "default"
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"

@@ -1,0 +1,270 @@
+"""What travels between client and service on ``/v1``: OpenAI's Batch API, and what this service adds to it.
+
+Times are whole seconds since 1970 (UTC), durations are seconds, as on OpenAI's wire.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
+
+Role = Literal["system", "developer", "user", "assistant"]
+"""The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
+
+Constant = str | int | float | bool
+
+
+class Strict(BaseModel):
+    """A body in which a field nobody knows is an error, so that a misspelt option is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(Strict):
+    """One message of the conversation that every row becomes. ``content`` is a template over the row's columns."""
+
+    role: Role
+    content: str
+
+
+class DatasetSpec(Strict):
+    """A table to be worked through: which rows, as what messages, with which result where."""
+
+    source: Annotated[str, StringConstraints(min_length=1)]
+    """A local path (or ``file://`` URI) below one of the service's data roots, ending in .parquet, .jsonl or .csv.
+    A relative path starts at the first data root."""
+    target: Annotated[str, StringConstraints(min_length=1)]
+    """Where the result goes; same rules. The ending decides the format."""
+    messages: Annotated[list[Message], Field(min_length=1)]
+    """Templates: ``{name}`` becomes that column's (or constant's) value, ``{{name}}`` writes ``{name}``,
+    a brace around anything else stays as it is."""
+    constants: dict[str, Constant] = {}
+    """Values for placeholders that are the same in every row."""
+    passthrough: list[str] | None = None
+    """The source columns that the target repeats, in the source's order; all of them unless given."""
+    choices: Annotated[list[str], Field(min_length=2)] | None = None
+    """The only answers allowed. The engine is held to them by constrained decoding."""
+    parameters: dict[str, Any] = {}
+    """Sampling parameters of the engine's chat completions (``max_tokens``, ``top_p``, ``seed`` …).
+    ``temperature`` is 0 unless given."""
+    overwrite: bool = False
+    """Whether a target that exists may be replaced."""
+
+
+class BatchCreate(BaseModel):
+    """The body of ``POST /v1/batches``: either ``input_file_id`` (OpenAI's) or ``dataset`` and ``model`` (ours)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    endpoint: str = CHAT_COMPLETIONS
+    input_file_id: str | None = None
+    completion_window: str | None = None
+    metadata: dict[str, str] | None = None
+
+    dataset: DatasetSpec | None = None
+    model: str | None = None
+    key: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    """Chosen by the client: submitting twice with one key gives one living batch."""
+    series: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    """What successive batches have in common that replace one another (in Airflow: the task instance).
+    A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
+    holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    """Who may cancel the batch from now on: a later submit with the same key takes this over."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Higher goes first."""
+
+
+class BatchCancel(Strict):
+    """The (optional) body of ``POST /v1/batches/{id}/cancel``."""
+
+    holder: str | None = None
+    """If given, the cancel counts only while this is the batch's holder."""
+
+
+class BatchError(BaseModel):
+    """One thing that is wrong with a batch's input."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class RequestCounts(BaseModel):
+    """Rows of the batch: all, answered, and failed (``invalid_output`` counts as failed)."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int = 0
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int = 0
+
+
+class Usage(BaseModel):
+    input_tokens: int = 0
+    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    output_tokens: int = 0
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int = 0
+
+
+class Progress(BaseModel):
+    """How far a batch is. ``eta_seconds`` is null while there is no rate to go by."""
+
+    rows_total: int = 0
+    rows_done: int = 0
+    """Rows with a committed result, failed ones included."""
+    rows_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_per_second: float | None = None
+    """Prompt and completion tokens over the last minute of commits."""
+    rows_per_second: float | None = None
+    eta_seconds: float | None = None
+    chunks_total: int = 0
+    chunks_done: int = 0
+    gpu_seconds: float = 0.0
+    rows_run_twice: int = 0
+    """Rows whose work was lost with a worker and was done again, as far as workers could report it."""
+    waiting_for: str | None = None
+    """One sentence where nothing moves (no worker serves the model, the target cannot be written …)."""
+
+
+class Batch(BaseModel):
+    """OpenAI's batch object with the fields that this service adds after ``usage``."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None = None
+    errors: BatchErrors | None = None
+    input_file_id: str | None = None
+    completion_window: str | None = None
+    status: BatchStatus
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    metadata: dict[str, str] | None = None
+    usage: Usage | None = None
+
+    dataset: DatasetSpec | None = None
+    key: str | None = None
+    series: str | None = None
+    generation: int = 1
+    holder: str | None = None
+    team: str
+    priority: int = 0
+    progress: Progress = Progress()
+    manifest: Manifest | None = None
+    """Set once the target stands."""
+
+
+class TargetFile(BaseModel):
+    uri: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a batch left behind: which files are its target, and counts that add up.
+
+    Written beside the target as ``<file>.manifest.json``, after the target stands.
+    """
+
+    schema_version: Literal[1] = 1
+    batch_id: str
+    key: str | None = None
+    series: str | None = None
+    generation: int = 1
+    status: BatchStatus
+    model: str
+    engine_identity: str | None = None
+    source: str
+    format: str
+    files: list[TargetFile]
+    rows: int
+    counts: dict[str, int]
+    """Rows by ``llm_status``; the values add up to ``rows``."""
+    prompt_tokens: int
+    completion_tokens: int
+    gpu_seconds: float
+    created_at: int
+    finished_at: int
+
+
+class BatchList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class FileObject(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    expires_at: int | None = None
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class Model(BaseModel):
+    """A model that a living worker serves."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "batch-llm"
+    endpoints: list[str]
+    workers: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ProblemBody(BaseModel):
+    """The body of every refusal."""
+
+    error: Problem
