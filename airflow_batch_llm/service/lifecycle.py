@@ -1,0 +1,115 @@
+"""A batch as clients see it: the stored record in OpenAI's words, with how far it is and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.store.batches import Rate
+from airflow_batch_llm.store.workers import ServedBy
+from airflow_batch_llm.wire import (
+    Batch,
+    BatchError,
+    BatchErrors,
+    InputTokensDetails,
+    Progress,
+    RequestCounts,
+    Usage,
+)
+
+_TIMES: Final = (
+    "created_at",
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+_AS_STORED: Final = (
+    "id",
+    "endpoint",
+    "model",
+    "input_file_id",
+    "completion_window",
+    "status",
+    "output_file_id",
+    "error_file_id",
+    "metadata",
+    "dataset",
+    "key",
+    "series",
+    "generation",
+    "holder",
+    "team",
+    "priority",
+    "manifest",
+)
+
+
+def to_wire(record: Mapping[str, Any], *, rate: Rate | None, served: list[ServedBy]) -> Batch:
+    """The batch object for a stored batch."""
+    times = {name: None if record[name] is None else int(record[name]) for name in _TIMES}
+    return Batch.model_validate(
+        {
+            **{name: record[name] for name in _AS_STORED},
+            **times,
+            "errors": _errors(record),
+            "request_counts": _counts(record),
+            "usage": _usage(record),
+            "progress": _progress(record, rate, served),
+        }
+    )
+
+
+def _errors(record: Mapping[str, Any]) -> BatchErrors | None:
+    if not record["errors"]:
+        return None
+    return BatchErrors(data=[BatchError.model_validate(error) for error in record["errors"]])
+
+
+def _counts(record: Mapping[str, Any]) -> RequestCounts:
+    return RequestCounts(
+        total=record["rows_total"],
+        completed=record["rows_done"] - record["rows_failed"],
+        failed=record["rows_failed"],
+    )
+
+
+def _usage(record: Mapping[str, Any]) -> Usage:
+    return Usage(
+        input_tokens=record["prompt_tokens"],
+        input_tokens_details=InputTokensDetails(cached_tokens=record["cached_tokens"]),
+        output_tokens=record["completion_tokens"],
+        total_tokens=record["prompt_tokens"] + record["completion_tokens"],
+    )
+
+
+def _progress(record: Mapping[str, Any], rate: Rate | None, served: list[ServedBy]) -> Progress:
+    going = record["status"] == BatchStatus.IN_PROGRESS
+    rate = rate if going else None
+    return Progress(
+        **{name: record[name] for name in Progress.model_fields if name in record},
+        rows_per_second=round(rate.rows, 2) if rate else None,
+        tokens_per_second=round(rate.tokens, 2) if rate else None,
+        eta_seconds=round((record["rows_total"] - record["rows_done"]) / rate.rows, 1) if rate and rate.rows else None,
+        waiting_for=_waiting_for(record, served),
+    )
+
+
+def _waiting_for(record: Mapping[str, Any], served: list[ServedBy]) -> str | None:
+    status = BatchStatus(record["status"])
+    if record["trouble"]:
+        return str(record["trouble"])
+    if status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+        return None
+    if any(model.model == record["model"] and record["endpoint"] in model.endpoints for model in served):
+        return None
+    there = ", ".join(model.model for model in served) or "none"
+    return (
+        f"It waits for a worker: no living worker serves model {record['model']!r} at {record['endpoint']} "
+        f"(models served now: {there})."
+    )

@@ -1,0 +1,67 @@
+"""What every request of the service works with."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+
+from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
+from airflow_batch_llm.storage.base import Storage
+from airflow_batch_llm.storage.local import LocalStorage
+from airflow_batch_llm.store.batches import Batches
+from airflow_batch_llm.store.chunks import Chunks
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.duties import Duties
+from airflow_batch_llm.store.files import Files
+from airflow_batch_llm.store.tokens import Tokens
+from airflow_batch_llm.store.workers import Workers
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """The stores, the storage and the settings of one running service."""
+
+    settings: ServiceSettings
+    database: Database
+    storage: Storage
+    places: Places
+    tokens: Tokens
+    files: Files
+    batches: Batches
+    chunks: Chunks
+    duties: Duties
+    workers: Workers
+
+    @classmethod
+    def open(cls, settings: ServiceSettings) -> ServiceState:
+        """Opens (at the first start: makes) everything below ``settings.home``."""
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = Database(settings.store_url)
+        database.migrate()
+        state = cls(
+            settings=settings,
+            database=database,
+            storage=LocalStorage(settings.storage_root),
+            places=Places(settings.data_roots),
+            tokens=Tokens(database),
+            files=Files(database),
+            batches=Batches(database),
+            chunks=Chunks(database),
+            duties=Duties(database),
+            workers=Workers(database),
+        )
+        state._ensure_token()
+        return state
+
+    def _ensure_token(self) -> None:
+        """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read."""
+        if self.tokens.any():
+            return
+        token = os.environ.get(TOKEN_VARIABLE) or f"bl-{secrets.token_urlsafe(32)}"
+        path = self.settings.token_path
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(token + "\n")
+        self.tokens.add(token, name="first")

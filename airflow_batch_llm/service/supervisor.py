@@ -1,0 +1,96 @@
+"""Keeps the service's duty processes alive."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+from airflow_batch_llm.child_process import start_child
+from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.service.duty_process import dump_settings, holder_of, pid_of
+from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.store.batches import Batches
+from airflow_batch_llm.store.duties import Duties
+
+log = logging.getLogger(__name__)
+
+RESTART_SECONDS: Final = 1.0
+TIDY_SECONDS: Final = 2.0
+
+
+@dataclass
+class Supervisor:
+    """Runs one process for each kind of duty, starts it again when it dies, and frees what a dead one held."""
+
+    settings: ServiceSettings
+    duties: Duties
+    batches: Batches
+    _over: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _children: dict[DutyKind, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self._free_dead_holders()
+        for kind in DutyKind:
+            self._thread(f"{kind} process", self._keep, kind)
+        self._thread("tidy", self._tidy)
+
+    def stop(self) -> None:
+        self._over.set()
+        for child in self._children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+        for thread in self._threads:
+            thread.join()
+
+    def _thread(self, name: str, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
+        thread.start()
+        self._threads.append(thread)
+
+    def _keep(self, kind: DutyKind) -> None:
+        """Stays in the thread that started the child: the kernel ends the child when that thread ends."""
+        while not self._over.is_set():
+            child = self._children[kind] = _start(kind, self.settings)
+            code = child.wait()
+            self.duties.free_those_of(holder_of(child.pid))
+            if not self._over.is_set():
+                log.warning("the %s process %d ended with code %d; starting it again", kind, child.pid, code)
+                self._over.wait(RESTART_SECONDS)
+
+    def _tidy(self) -> None:
+        while not self._over.wait(TIDY_SECONDS):
+            try:
+                self.batches.settle_cancelled()
+            except Exception:
+                log.exception("settling cancelled batches broke off; it is tried again")
+
+    def _free_dead_holders(self) -> None:
+        for holder in self.duties.holders():
+            pid = pid_of(holder)
+            if pid is not None and not _alive(pid):
+                self.duties.free_those_of(holder)
+
+
+def _start(kind: DutyKind, settings: ServiceSettings) -> subprocess.Popen[bytes]:
+    child = start_child([sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind], stdin=subprocess.PIPE)
+    assert child.stdin is not None  # noqa: S101 (asked for in the line above)
+    with child.stdin as stream:
+        stream.write(dump_settings(settings))
+    return child
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,150 @@
+"""The HTTP API for workers, ``/worker/v1``: they speak nothing else, and hold no secret but their token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Body, Depends, Response
+from fastapi.responses import StreamingResponse
+
+from airflow_batch_llm.errors import ConflictError
+from airflow_batch_llm.service.routes import State, Team, authenticated_team
+from airflow_batch_llm.service.spec import request_parameters
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.store.chunks import ChunkLease, StoredPart, part_key
+from airflow_batch_llm.wire import DatasetSpec
+from airflow_batch_llm.worker_wire import (
+    Claim,
+    ClaimRequest,
+    CommitRequest,
+    Extended,
+    ExtendRequest,
+    PartRecord,
+    Registered,
+    Registration,
+    ReleaseRequest,
+    ResultLine,
+    unpack,
+)
+
+router: Final = APIRouter(prefix="/worker/v1", dependencies=[Depends(authenticated_team)])
+
+
+@router.post("/register")
+def register(state: State, team: Team, registration: Registration) -> Registered:
+    worker_id = state.workers.register(team, registration)
+    return Registered(worker_id=worker_id, lease_seconds=state.settings.lease_seconds)
+
+
+@router.post("/workers/{worker_id}/leave", status_code=204)
+def leave(state: State, worker_id: str) -> None:
+    """A worker that ends says so, and no longer counts as serving its models."""
+    state.workers.saw(worker_id, gone=True)
+
+
+@router.post("/claim", responses={204: {"description": "Nothing to do"}}, response_model=Claim)
+def claim(state: State, request: ClaimRequest) -> Claim | Response:
+    """The next chunk for this worker, or 204 where there is none."""
+    state.workers.saw(request.worker_id)
+    chunk = state.chunks.claim(request.worker_id, lease_seconds=state.settings.lease_seconds)
+    if chunk is None:
+        return Response(status_code=204)
+    spec = DatasetSpec.model_validate(state.chunks.dataset_of(chunk["batch_id"]))
+    at = f"/worker/v1/chunks/{chunk['id']}/attempts/{chunk['attempt']}"
+    return Claim(
+        chunk_id=chunk["id"],
+        attempt=chunk["attempt"],
+        batch_id=chunk["batch_id"],
+        model=chunk["model"],
+        endpoint=chunk["endpoint"],
+        rows=chunk["rows"],
+        rows_url=f"{at}/rows",
+        sha256=chunk["sha256"],
+        parts_url=f"{at}/parts/{{part}}",
+        done=_done_rows(state, chunk["id"]),
+        parameters=request_parameters(spec),
+        choices=spec.choices,
+        lease_seconds=state.settings.lease_seconds,
+    )
+
+
+@router.get("/chunks/{chunk_id}/attempts/{attempt}/rows")
+def get_rows(state: State, chunk_id: int, attempt: int) -> StreamingResponse:
+    chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
+    return StreamingResponse(_content(state, chunk["storage_key"]), media_type="application/zstd")
+
+
+@router.put("/chunks/{chunk_id}/attempts/{attempt}/parts/{part}", status_code=204)
+def put_part(
+    state: State, chunk_id: int, attempt: int, part: int, content: Annotated[bytes, Body(media_type="application/zstd")]
+) -> None:
+    """Stores a part's bytes. They count once an extend, commit or release names them."""
+    chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
+    state.storage.put(part_key(chunk, attempt, part), content)
+
+
+@router.post("/chunks/{chunk_id}/extend")
+def extend(state: State, chunk_id: int, request: ExtendRequest) -> Extended:
+    lease = ChunkLease(chunk_id, request.attempt)
+    seconds = state.settings.lease_seconds
+    stop = state.chunks.extend(lease, _stored(state, lease, request.parts), lease_seconds=seconds)
+    return Extended(lease_seconds=seconds, stop=stop)
+
+
+@router.post("/chunks/{chunk_id}/commit", status_code=204)
+def commit(state: State, chunk_id: int, request: CommitRequest) -> None:
+    lease = ChunkLease(chunk_id, request.attempt)
+    state.chunks.commit(lease, _stored(state, lease, request.parts))
+
+
+@router.post("/chunks/{chunk_id}/release", status_code=204)
+def release(state: State, chunk_id: int, request: ReleaseRequest) -> None:
+    lease = ChunkLease(chunk_id, request.attempt)
+    state.chunks.release(
+        lease,
+        _stored(state, lease, request.parts),
+        outcome=request.outcome,
+        detail=request.detail,
+        rows_lost=request.rows_lost,
+    )
+
+
+def _stored(state: ServiceState, lease: ChunkLease, records: list[PartRecord]) -> list[StoredPart]:
+    """The parts that a worker says it stored, after a look at whether they are there as it says."""
+    if not records:
+        return []
+    chunk = state.chunks.get(lease)
+    parts = [StoredPart(part_key(chunk, lease.attempt, record.number), record) for record in records]
+    for part in parts:
+        _check(state, part)
+    return parts
+
+
+def _check(state: ServiceState, part: StoredPart) -> None:
+    try:
+        with state.storage.open(part.storage_key) as stream:
+            found = hashlib.sha256(stream.read()).hexdigest()
+    except FileNotFoundError:
+        found = "nothing"
+    if found != part.record.sha256:
+        raise ConflictError(
+            f"Part {part.storage_key} was said to have SHA-256 {part.record.sha256}, but storage has {found}. "
+            "It was not committed. Store it again.",
+            code="part_not_stored",
+        )
+
+
+def _done_rows(state: ServiceState, chunk_id: int) -> list[int]:
+    rows: list[int] = []
+    for key in state.chunks.parts_of_chunk(chunk_id):
+        with state.storage.open(key) as stream:
+            rows += [line.row for line in unpack(stream, ResultLine)]
+    return rows
+
+
+def _content(state: ServiceState, storage_key: str) -> Iterator[bytes]:
+    with state.storage.open(storage_key) as stream:
+        while block := stream.read(1 << 20):
+            yield block

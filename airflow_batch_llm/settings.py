@@ -1,0 +1,80 @@
+"""What can be set, with its default and the reason for it. Durations are seconds, sizes bytes, as a user types them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+DEFAULT_PORT: Final = 8765
+TOKEN_FILE: Final = "token"  # noqa: S105 (the name of a file)
+TOKEN_VARIABLE: Final = "BATCH_LLM_TOKEN"  # noqa: S105 (the name of a variable)
+URL_VARIABLE: Final = "BATCH_LLM_URL"
+HOME_VARIABLE: Final = "BATCH_LLM_HOME"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """How one service runs. ``home`` holds its store, its storage and its token."""
+
+    home: Path
+    data_roots: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    database_url: str | None = None
+
+    lease_seconds: float = 30.0
+    """How long a worker may be silent before its chunk is handed on: three missed heartbeats."""
+    duty_lease_seconds: float = 30.0
+    chunk_rows: int = 2_000
+    """Most rows of a chunk: what a worker holds in memory, and what a claim after a crash reads again."""
+    chunk_tokens: int = 500_000
+    """Most tokens of a chunk, prompt and answer together: about a minute of an 8B model on one large GPU."""
+
+    @property
+    def store_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'store.sqlite'}"
+
+    @property
+    def storage_root(self) -> Path:
+        return self.home / "storage"
+
+    @property
+    def token_path(self) -> Path:
+        return self.home / TOKEN_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Which engine a worker drives: one it starts itself (``endpoint`` is None), or one that runs already."""
+
+    model: str
+    """A local path or a model name, as ``vllm serve`` takes it."""
+    served_model_name: str
+    """What batches call it."""
+    endpoint: str | None = None
+    command: tuple[str, ...] = ("vllm",)
+    arguments: tuple[str, ...] = ()
+    max_num_seqs: int = 256
+    """How many rows the engine works on at once; the worker keeps twice as many in flight."""
+    start_timeout: float = 1800.0
+    """A model of hundreds of gigabytes takes long to load and compile."""
+    row_timeout: float = 3600.0
+    """How long one answer may take before the connection is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How one worker runs. ``home`` holds its socket and the log of its engine."""
+
+    url: str
+    token: str = field(repr=False)
+    name: str
+    home: Path
+    engine: EngineSettings
+    flush_seconds: float = 2.0
+    """How often finished rows are stored and committed: the most that a crash of the worker can cost."""
+    claim_seconds: float = 1.0
+    """How long an idle worker waits before it asks for work again."""
+    drain_seconds: float = 20.0
+    """How long rows in flight may still finish after SIGTERM before the rest is given back."""

@@ -1,0 +1,62 @@
+"""A directory as storage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class LocalStorage:
+    """Keeps each key as a file. Writes go to a file beside it that is then renamed, so nobody reads half of one."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, key: str, content: bytes) -> None:
+        with self._new(key) as path:
+            path.write_bytes(content)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._new(key) as new:
+            shutil.move(path, new)
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        with self._path(key).open("rb") as stream:
+            yield stream
+
+    def list(self, prefix: str) -> Iterator[str]:
+        for path in sorted(self._path(prefix).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self._root).as_posix()
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        shutil.rmtree(self._path(prefix), ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        path = self._root / key
+        if not path.is_relative_to(self._root) or ".." in path.parts:
+            raise ValueError(f"{key!r} is not a key of this storage.")
+        return path
+
+    @contextmanager
+    def _new(self, key: str) -> Iterator[Path]:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            yield new
+            with new.open("rb") as stream:
+                os.fsync(stream.fileno())
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""State, in SQL: all the SQL there is."""

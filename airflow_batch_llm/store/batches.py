@@ -1,0 +1,340 @@
+"""Batches: submitted under a key, planned, worked through, ended once."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
+
+from airflow_batch_llm.errors import ConflictError, NotFoundError
+from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, end_duty
+from airflow_batch_llm.store.tables import batches, chunks, parts
+
+RATE_SECONDS: Final = 60.0
+"""Over how long the rate of a batch is taken: long enough to smooth the flushes of parts."""
+
+_SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
+    {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
+)
+_CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewBatch:
+    """A batch that was checked and may be stored. ``content_sha256`` is over all that decides its results."""
+
+    content_sha256: str
+    endpoint: str
+    model: str
+    dataset: dict[str, Any]
+    metadata: dict[str, str] | None = None
+    completion_window: str | None = None
+    key: str | None = None
+    series: str | None = None
+    holder: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedChunk:
+    number: int
+    rows: int
+    tokens: int
+    storage_key: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A staged plan: real once :meth:`Batches.activate` has taken it."""
+
+    storage_key: str
+    rows_total: int
+    rows_failed: int
+    """Rows that can not be asked (malformed, not text …): they have their result already."""
+    chunks: list[PlannedChunk]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What was committed over the last minute, per second."""
+
+    rows: float
+    tokens: float
+
+
+class Batches:
+    """The batches of all teams; every look that a client causes names one team."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(self, team: str, new: NewBatch) -> Mapping[str, Any]:
+        """Stores a batch, or finds the one that lives (or completed) under its key, and makes ``holder`` its holder.
+
+        Living batches of the same series under other keys are cancelled. Raises :class:`ConflictError` where the key
+        is taken by a batch of other content.
+        """
+        batch_id = f"batch_{uuid.uuid4().hex}"
+        key = new.key or batch_id
+        with self._database.writing() as connection:
+            last = self._last_generation(connection, team, key)
+            if last is not None and last.status not in _SUPERSEDED_BY_NEW_GENERATION:
+                return self._attach(connection, last, new)
+            generation = last.generation + 1 if last is not None else 1
+            self._insert(connection, team, batch_id, key, generation, new)
+            self._cancel_series(connection, team, new.series, batch_id)
+            return self._row(connection, batch_id)
+
+    def get(self, team: str, batch_id: str) -> Mapping[str, Any]:
+        with self._database.reading() as connection:
+            row = connection.execute(select(batches).where(batches.c.id == batch_id, batches.c.team == team)).first()
+        if row is None:
+            raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
+        return row._asdict()
+
+    def page(self, team: str, *, after: str | None, limit: int) -> list[Mapping[str, Any]]:
+        """One page, newest first, of the batches older than ``after``."""
+        query = select(batches).where(batches.c.team == team)
+        if after is not None:
+            last = self.get(team, after)
+            query = query.where(
+                or_(
+                    batches.c.created_at < last["created_at"],
+                    and_(batches.c.created_at == last["created_at"], batches.c.id < after),
+                )
+            )
+        query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
+        with self._database.reading() as connection:
+            return [row._asdict() for row in connection.execute(query)]
+
+    def rate(self, batch_id: str) -> Rate | None:
+        """The batch's pace over the last minute; None while nothing was committed in it."""
+        now = self._database.now()
+        query = select(
+            func.sum(parts.c.rows).label("rows"),
+            func.sum(parts.c.prompt_tokens + parts.c.completion_tokens).label("tokens"),
+            (now - func.max(batches.c.in_progress_at)).label("age"),
+        ).join(batches, batches.c.id == parts.c.batch_id)
+        query = query.where(parts.c.batch_id == batch_id, parts.c.committed_at > now - RATE_SECONDS)
+        with self._database.reading() as connection:
+            rows, tokens, age = connection.execute(query).one()
+        if not rows:
+            return None
+        seconds = max(1.0, min(RATE_SECONDS, age))
+        return Rate(rows / seconds, tokens / seconds)
+
+    def cancel(self, team: str, batch_id: str, *, holder: str | None = None) -> Mapping[str, Any]:
+        """Asks for the end of a batch; one that is ending or has ended stays as it is.
+
+        Raises :class:`ConflictError` if ``holder`` is given and holds the batch no longer.
+        """
+        with self._database.writing() as connection:
+            batch = connection.execute(
+                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
+            ).first()
+            if batch is None:
+                raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
+            if holder is not None and batch.holder != holder:
+                raise ConflictError(
+                    f"Batch {batch_id} is not held by {holder} any more but by {batch.holder}. It goes on.",
+                    code="holder_changed",
+                    param="holder",
+                )
+            self._cancel(connection, batch_id)
+            return self._row(connection, batch_id)
+
+    def for_duty(self, duty: Duty) -> Mapping[str, Any]:
+        """The batch that a duty is for."""
+        with self._database.reading() as connection:
+            return self._row(connection, duty.batch_id)
+
+    def superseded(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a newer batch under the same key or in the same series has taken over this one's target."""
+        same = batches.c.key == batch["key"]
+        if batch["series"] is not None:
+            same = or_(same, batches.c.series == batch["series"])
+        newer = select(batches.c.id).where(
+            batches.c.team == batch["team"],
+            same,
+            batches.c.id != batch["id"],
+            or_(
+                batches.c.created_at > batch["created_at"],
+                and_(batches.c.key == batch["key"], batches.c.generation > batch["generation"]),
+            ),
+        )
+        with self._database.reading() as connection:
+            return connection.execute(newer.limit(1)).first() is not None
+
+    def activate(self, duty: Duty, plan: Plan) -> None:
+        """Makes a staged plan real: the batch's chunks can be claimed from here on."""
+        with self._database.writing() as connection:
+            batch = self._row(connection, duty.batch_id)
+            end_duty(connection, duty)
+            started = connection.execute(
+                update(batches)
+                .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
+                .values(
+                    status=BatchStatus.IN_PROGRESS,
+                    in_progress_at=self._database.now(),
+                    plan_key=plan.storage_key,
+                    rows_total=plan.rows_total,
+                    rows_done=plan.rows_failed,
+                    rows_failed=plan.rows_failed,
+                    chunks_total=len(plan.chunks),
+                    trouble=None,
+                )
+            )
+            if started.rowcount == 0:
+                raise DutyLostError(f"Batch {duty.batch_id} was {batch['status']} before its plan was ready.")
+            same = {name: batch[name] for name in ("team", "model", "endpoint", "priority")}
+            if plan.chunks:
+                connection.execute(
+                    insert(chunks),
+                    [
+                        {"batch_id": duty.batch_id, "state": ChunkState.PENDING, **same, **vars(chunk)}
+                        for chunk in plan.chunks
+                    ],
+                )
+            settle(connection, self._database, duty.batch_id)
+
+    def fail(self, duty: Duty, errors: list[dict[str, Any]]) -> None:
+        """Ends a batch whose input cannot be run."""
+        with self._database.writing() as connection:
+            end_duty(connection, duty)
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == duty.batch_id, batches.c.status.not_in(ENDED))
+                .values(status=BatchStatus.FAILED, failed_at=self._database.now(), errors=errors, trouble=None)
+            )
+
+    def finish(self, duty: Duty, manifest: dict[str, Any] | None, *, trouble: str | None = None) -> None:
+        """Ends a batch whose results stand (or, for a cancelled one, never will).
+
+        A cancel that came while they were assembled makes the duty start again: see :class:`DutyLostError`.
+        """
+        status = BatchStatus(manifest["status"]) if manifest else BatchStatus.CANCELLED
+        before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
+        with self._database.writing() as connection:
+            end_duty(connection, duty)
+            ended = connection.execute(
+                update(batches)
+                .where(batches.c.id == duty.batch_id, batches.c.status == before)
+                .values(
+                    {"status": status, f"{status}_at": self._database.now(), "manifest": manifest, "trouble": trouble}
+                )
+            )
+            if ended.rowcount == 0:
+                raise DutyLostError(f"Batch {duty.batch_id} was not {before} any more when its results stood.")
+
+    def settle_cancelled(self) -> None:
+        """Lets cancelling batches end whose workers are gone without a word."""
+        with self._database.reading() as connection:
+            waiting = connection.scalars(select(batches.c.id).where(batches.c.status == BatchStatus.CANCELLING)).all()
+        for batch_id in waiting:
+            with self._database.writing() as connection:
+                settle(connection, self._database, batch_id)
+
+    def _last_generation(self, connection: Connection, team: str, key: str) -> Any:
+        return connection.execute(
+            select(batches)
+            .where(batches.c.team == team, batches.c.key == key)
+            .order_by(batches.c.generation.desc())
+            .limit(1)
+            .with_for_update()
+        ).first()
+
+    def _attach(self, connection: Connection, last: Any, new: NewBatch) -> Mapping[str, Any]:
+        if last.content_sha256 != new.content_sha256:
+            raise ConflictError(
+                f"Key {new.key!r} belongs to batch {last.id} ({last.status}), which was submitted with another spec or "
+                "from a source that has changed since. Nothing was submitted. Use a new key (in Airflow: clear the "
+                "task), or cancel that batch first.",
+                code="key_conflict",
+                param="key",
+            )
+        if new.holder is not None:
+            connection.execute(update(batches).where(batches.c.id == last.id).values(holder=new.holder))
+        return self._row(connection, last.id)
+
+    def _insert(
+        self, connection: Connection, team: str, batch_id: str, key: str, generation: int, new: NewBatch
+    ) -> None:
+        values = vars(new) | {
+            "id": batch_id,
+            "team": team,
+            "key": key,
+            "generation": generation,
+            "status": BatchStatus.VALIDATING,
+            "created_at": self._database.now(),
+        }
+        connection.execute(insert(batches).values(values))
+        add_duty(connection, batch_id, DutyKind.PLAN)
+
+    def _cancel_series(self, connection: Connection, team: str, series: str | None, newest: str) -> None:
+        if series is None:
+            return
+        older = connection.scalars(
+            select(batches.c.id).where(
+                batches.c.team == team,
+                batches.c.series == series,
+                batches.c.id != newest,
+                batches.c.status.in_(_CANCELLABLE),
+            )
+        ).all()
+        for batch_id in older:
+            self._cancel(connection, batch_id)
+
+    def _cancel(self, connection: Connection, batch_id: str) -> None:
+        connection.execute(
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.status.in_(_CANCELLABLE))
+            .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now())
+        )
+        settle(connection, self._database, batch_id)
+
+    def _row(self, connection: Connection, batch_id: str) -> Mapping[str, Any]:
+        return connection.execute(select(batches).where(batches.c.id == batch_id)).one()._asdict()
+
+
+def settle(connection: Connection, database: Database, batch_id: str) -> None:
+    """Moves a batch on once its last chunk is done, or once nobody works on a cancelled one any more."""
+    batch = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).one()
+    if batch.status == BatchStatus.IN_PROGRESS and batch.chunks_done == batch.chunks_total:
+        connection.execute(
+            update(batches)
+            .where(batches.c.id == batch_id)
+            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now())
+        )
+        add_duty(connection, batch_id, DutyKind.ASSEMBLE)
+    elif batch.status == BatchStatus.CANCELLING:
+        _settle_cancelling(connection, database, batch)
+
+
+def _settle_cancelling(connection: Connection, database: Database, batch: Any) -> None:
+    if batch.plan_key is None:
+        connection.execute(
+            update(batches)
+            .where(batches.c.id == batch.id)
+            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
+        )
+        return
+    at_work = select(func.count()).where(
+        chunks.c.batch_id == batch.id, chunks.c.state == ChunkState.LEASED, chunks.c.lease_until > database.now()
+    )
+    if connection.scalar(at_work):
+        return
+    connection.execute(
+        update(chunks)
+        .where(chunks.c.batch_id == batch.id, chunks.c.state != ChunkState.DONE)
+        .values(state=ChunkState.DROPPED)
+    )
+    if batch.finalizing_at is None:
+        connection.execute(update(batches).where(batches.c.id == batch.id).values(finalizing_at=database.now()))
+        add_duty(connection, batch.id, DutyKind.ASSEMBLE)

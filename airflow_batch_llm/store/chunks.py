@@ -1,0 +1,251 @@
+"""Chunks: claimed, extended with parts, committed or released; every write is fenced by (chunk, attempt)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, func, insert, or_, select, tuple_, update
+
+from airflow_batch_llm.errors import ConflictError, LeaseLostError
+from airflow_batch_llm.models import BatchStatus, ChunkState
+from airflow_batch_llm.store.batches import settle
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models
+from airflow_batch_llm.worker_wire import PartRecord
+
+
+@dataclass(frozen=True)
+class ChunkLease:
+    """The right of one attempt to work on its chunk, until the store's clock says otherwise."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part as it was put into storage, and its record from the worker."""
+
+    storage_key: str
+    record: PartRecord
+
+
+def part_key(chunk: Mapping[str, Any], attempt: int, number: int) -> str:
+    """Where a part lies. The attempt is in the name, so a late worker can never overwrite another's part."""
+    return f"batches/{chunk['batch_id']}/chunks/{chunk['number']:06d}/{attempt}-{number}.jsonl.zst"
+
+
+class Chunks:
+    """The chunks of all batches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, worker_id: str, *, lease_seconds: float) -> Mapping[str, Any] | None:
+        """Leases the next chunk that this worker's engine can do, or nothing.
+
+        Chunks whose lease ran out come first, then the highest priority, then the oldest. The attempt is counted here.
+        """
+        now = self._database.now()
+        serves = select(worker_models.c.model, worker_models.c.endpoint).where(worker_models.c.worker_id == worker_id)
+        free = (
+            select(chunks.c.id)
+            .join(batches, batches.c.id == chunks.c.batch_id)
+            .where(
+                batches.c.status == BatchStatus.IN_PROGRESS,
+                tuple_(chunks.c.model, chunks.c.endpoint).in_(serves),
+                or_(
+                    chunks.c.state == ChunkState.PENDING,
+                    and_(chunks.c.state == ChunkState.LEASED, chunks.c.lease_until < now),
+                ),
+            )
+            .order_by(case((chunks.c.state == ChunkState.LEASED, 0), else_=1), chunks.c.priority.desc(), chunks.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=chunks)
+        )
+        with self._database.writing() as connection:
+            chunk_id = connection.scalar(free)
+            if chunk_id is None:
+                return None
+            connection.execute(
+                update(chunks)
+                .where(chunks.c.id == chunk_id)
+                .values(
+                    state=ChunkState.LEASED,
+                    attempt=chunks.c.attempt + 1,
+                    worker_id=worker_id,
+                    lease_until=now + lease_seconds,
+                )
+            )
+            chunk = connection.execute(select(chunks).where(chunks.c.id == chunk_id)).one()
+            self._begin_attempt(connection, chunk, worker_id)
+            return chunk._asdict()
+
+    def get(self, lease: ChunkLease) -> Mapping[str, Any]:
+        """The chunk itself, while the lease holds."""
+        with self._database.reading() as connection:
+            return self._held(connection, lease)
+
+    def dataset_of(self, batch_id: str) -> dict[str, Any]:
+        """The spec of the batch that a chunk is of."""
+        with self._database.reading() as connection:
+            return dict(connection.scalar(select(batches.c.dataset).where(batches.c.id == batch_id)) or {})
+
+    def parts_of_chunk(self, chunk_id: int) -> list[str]:
+        """Storage keys of all that was committed of a chunk."""
+        query = (
+            select(parts.c.storage_key).where(parts.c.chunk_id == chunk_id).order_by(parts.c.attempt, parts.c.number)
+        )
+        with self._database.reading() as connection:
+            return list(connection.scalars(query))
+
+    def parts_of_batch(self, batch_id: str) -> list[Mapping[str, Any]]:
+        """All that was committed of a batch: storage key, size, hash and rows of each part."""
+        query = select(parts).where(parts.c.batch_id == batch_id)
+        query = query.order_by(parts.c.chunk_id, parts.c.attempt, parts.c.number)
+        with self._database.reading() as connection:
+            return [row._asdict() for row in connection.execute(query)]
+
+    def extend(self, lease: ChunkLease, stored: list[StoredPart], *, lease_seconds: float) -> bool:
+        """Prolongs a lease and commits parts; gives whether the worker should stop since the batch is ending."""
+        with self._database.writing() as connection:
+            chunk = self._held(connection, lease)
+            self._add_parts(connection, lease, chunk, stored)
+            self._change(connection, lease, lease_until=self._database.now() + lease_seconds)
+            status = connection.scalar(select(batches.c.status).where(batches.c.id == chunk["batch_id"]))
+            return status != BatchStatus.IN_PROGRESS
+
+    def commit(self, lease: ChunkLease, stored: list[StoredPart]) -> None:
+        """Ends a chunk of which every row has a result. Said twice by the same attempt, it is done once."""
+        with self._database.writing() as connection:
+            if self._committed(connection, lease):
+                return
+            chunk = self._held(connection, lease)
+            done = chunk["rows_done"] + self._add_parts(connection, lease, chunk, stored)
+            if done != chunk["rows"]:
+                raise ConflictError(
+                    f"Chunk {lease.chunk_id} has {chunk['rows']} rows, but {done} have a committed result. "
+                    "The chunk was not ended.",
+                    code="rows_missing",
+                )
+            self._change(connection, lease, state=ChunkState.DONE, lease_until=None)
+            self._end_attempt(connection, lease, "committed")
+            connection.execute(
+                update(batches).where(batches.c.id == chunk["batch_id"]).values(chunks_done=batches.c.chunks_done + 1)
+            )
+            settle(connection, self._database, chunk["batch_id"])
+
+    def release(
+        self, lease: ChunkLease, stored: list[StoredPart], *, outcome: str, detail: str | None, rows_lost: int
+    ) -> None:
+        """Gives a chunk back; what was committed of it stays."""
+        with self._database.writing() as connection:
+            chunk = self._held(connection, lease)
+            self._add_parts(connection, lease, chunk, stored)
+            self._change(connection, lease, state=ChunkState.PENDING, lease_until=None, worker_id=None)
+            self._end_attempt(connection, lease, outcome, detail=detail, rows_lost=rows_lost)
+            settle(connection, self._database, chunk["batch_id"])
+
+    def _held(self, connection: Connection, lease: ChunkLease) -> Mapping[str, Any]:
+        chunk = connection.execute(select(chunks).where(*_fence(lease))).first()
+        if chunk is None:
+            raise LeaseLostError(lease.chunk_id, lease.attempt)
+        return chunk._asdict()
+
+    def _change(self, connection: Connection, lease: ChunkLease, **values: Any) -> None:
+        changed = connection.execute(update(chunks).where(*_fence(lease)).values(**values))
+        if changed.rowcount == 0:
+            raise LeaseLostError(lease.chunk_id, lease.attempt)
+
+    def _committed(self, connection: Connection, lease: ChunkLease) -> bool:
+        query = select(func.count()).where(
+            chunks.c.id == lease.chunk_id, chunks.c.attempt == lease.attempt, chunks.c.state == ChunkState.DONE
+        )
+        return bool(connection.scalar(query))
+
+    def _begin_attempt(self, connection: Connection, chunk: Any, worker_id: str) -> None:
+        now = self._database.now()
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.chunk_id == chunk.id, attempts.c.ended_at.is_(None))
+            .values(ended_at=now, outcome="lease_lost")
+        )
+        connection.execute(
+            insert(attempts).values(chunk_id=chunk.id, attempt=chunk.attempt, worker_id=worker_id, claimed_at=now)
+        )
+
+    def _end_attempt(self, connection: Connection, lease: ChunkLease, outcome: str, **values: Any) -> None:
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.chunk_id == lease.chunk_id, attempts.c.attempt == lease.attempt)
+            .values(ended_at=self._database.now(), outcome=outcome, **values)
+        )
+
+    def _add_parts(
+        self, connection: Connection, lease: ChunkLease, chunk: Mapping[str, Any], stored: list[StoredPart]
+    ) -> int:
+        """Commits the parts that are not committed yet; gives how many rows that added."""
+        new = [part for part in stored if not self._known(connection, lease, part.record)]
+        for part in new:
+            self._add_part(connection, lease, chunk, part)
+        return sum(part.record.rows for part in new)
+
+    def _known(self, connection: Connection, lease: ChunkLease, record: PartRecord) -> bool:
+        """Whether an earlier call, whose answer was lost, brought this very part already."""
+        sha256 = connection.scalar(
+            select(parts.c.sha256).where(
+                parts.c.chunk_id == lease.chunk_id,
+                parts.c.attempt == lease.attempt,
+                parts.c.number == record.number,
+            )
+        )
+        if sha256 not in (None, record.sha256):
+            raise ConflictError(
+                f"Part {record.number} of attempt {lease.attempt} at chunk {lease.chunk_id} was committed with other "
+                "content before. Nothing was written.",
+                code="part_conflict",
+            )
+        return sha256 is not None
+
+    def _add_part(self, connection: Connection, lease: ChunkLease, chunk: Mapping[str, Any], part: StoredPart) -> None:
+        record = part.record
+        connection.execute(
+            insert(parts).values(
+                **record.model_dump(),
+                **vars(lease),
+                batch_id=chunk["batch_id"],
+                storage_key=part.storage_key,
+                committed_at=self._database.now(),
+            )
+        )
+        counted = {name: getattr(record, name) for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")}
+        self._change(connection, lease, rows_done=chunks.c.rows_done + record.rows)
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.chunk_id == lease.chunk_id, attempts.c.attempt == lease.attempt)
+            .values(rows=attempts.c.rows + record.rows, **_raised(attempts, counted))
+        )
+        connection.execute(
+            update(batches)
+            .where(batches.c.id == chunk["batch_id"])
+            .values(
+                rows_done=batches.c.rows_done + record.rows,
+                rows_failed=batches.c.rows_failed + record.rows_failed,
+                cached_tokens=batches.c.cached_tokens + record.cached_tokens,
+                **_raised(batches, counted),
+            )
+        )
+
+
+def _fence(lease: ChunkLease) -> tuple[Any, ...]:
+    return (
+        chunks.c.id == lease.chunk_id,
+        chunks.c.attempt == lease.attempt,
+        chunks.c.state == ChunkState.LEASED,
+    )
+
+
+def _raised(table: Any, amounts: dict[str, Any]) -> dict[str, Any]:
+    return {name: table.c[name] + amount for name, amount in amounts.items()}

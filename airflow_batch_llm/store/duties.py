@@ -1,0 +1,116 @@
+"""What the service must do for a batch, leased like a chunk so that no duty is done twice at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, Select, insert, or_, select, update
+
+from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import batches, duties
+
+
+class DutyLostError(Exception):
+    """Somebody else has the duty now, or its batch no longer needs it. Nothing was written."""
+
+
+@dataclass(frozen=True)
+class Duty:
+    """One attempt at one duty for one batch."""
+
+    batch_id: str
+    kind: DutyKind
+    attempt: int
+
+
+def add_duty(connection: Connection, batch_id: str, kind: DutyKind) -> None:
+    connection.execute(insert(duties).values(batch_id=batch_id, kind=kind, attempt=0, done=False))
+
+
+def end_duty(connection: Connection, duty: Duty) -> None:
+    """Marks a duty done, inside the transaction of its effect. Raises :class:`DutyLostError` if it is not held."""
+    ended = connection.execute(update(duties).where(*_held(duty)).values(done=True, lease_until=None))
+    if ended.rowcount == 0:
+        raise DutyLostError(f"Attempt {duty.attempt} no longer holds the {duty.kind} duty of batch {duty.batch_id}.")
+
+
+class Duties:
+    """Hands out duties, one holder at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def due(self, kind: DutyKind) -> bool:
+        """Whether :meth:`claim` might give something: a look that no writer has to wait for."""
+        with self._database.reading() as connection:
+            return connection.execute(self._free(kind)).first() is not None
+
+    def claim(self, kind: DutyKind, *, holder: str, lease_seconds: float) -> Duty | None:
+        """The next duty that is due and that nobody holds: highest priority first, oldest first."""
+        free = self._free(kind).with_for_update(skip_locked=True, of=duties)
+        with self._database.writing() as connection:
+            row = connection.execute(free).first()
+            if row is None:
+                return None
+            duty = Duty(row.batch_id, kind, row.attempt + 1)
+            connection.execute(
+                update(duties)
+                .where(duties.c.batch_id == duty.batch_id, duties.c.kind == kind)
+                .values(attempt=duty.attempt, holder=holder, lease_until=self._database.now() + lease_seconds)
+            )
+        return duty
+
+    def extend(self, duty: Duty, *, lease_seconds: float) -> None:
+        with self._database.writing() as connection:
+            extended = connection.execute(
+                update(duties).where(*_held(duty)).values(lease_until=self._database.now() + lease_seconds)
+            )
+        if extended.rowcount == 0:
+            raise DutyLostError(f"Attempt {duty.attempt} no longer holds the {duty.kind} duty of {duty.batch_id}.")
+
+    def put_off(self, duty: Duty, *, trouble: str | None, seconds: float) -> None:
+        """Gives a duty back to be tried again after a while, and says on its batch why."""
+        with self._database.writing() as connection:
+            put_off = connection.execute(
+                update(duties).where(*_held(duty)).values(lease_until=None, not_before=self._database.now() + seconds)
+            )
+            if put_off.rowcount:
+                connection.execute(update(batches).where(batches.c.id == duty.batch_id).values(trouble=trouble))
+
+    def holders(self) -> list[str]:
+        """Who holds a duty now."""
+        with self._database.reading() as connection:
+            return list(connection.scalars(select(duties.c.holder).where(duties.c.lease_until.is_not(None)).distinct()))
+
+    def free_those_of(self, holder: str) -> None:
+        """Ends the leases of a process that is known to be dead."""
+        with self._database.writing() as connection:
+            connection.execute(
+                update(duties).where(duties.c.holder == holder, duties.c.done.is_(False)).values(lease_until=None)
+            )
+
+    def _free(self, kind: DutyKind) -> Select[tuple[str, int]]:
+        now = self._database.now()
+        return (
+            select(duties.c.batch_id, duties.c.attempt)
+            .join(batches, batches.c.id == duties.c.batch_id)
+            .where(
+                duties.c.kind == kind,
+                duties.c.done.is_(False),
+                or_(duties.c.lease_until.is_(None), duties.c.lease_until < now),
+                or_(duties.c.not_before.is_(None), duties.c.not_before < now),
+            )
+            .order_by(batches.c.priority.desc(), batches.c.created_at)
+            .limit(1)
+        )
+
+
+def _held(duty: Duty) -> tuple[ColumnElement[bool], ...]:
+    return (
+        duties.c.batch_id == duty.batch_id,
+        duties.c.kind == duty.kind,
+        duties.c.attempt == duty.attempt,
+        duties.c.lease_until.is_not(None),
+        duties.c.done.is_(False),
+    )

@@ -1,0 +1,204 @@
+"""The tables. Times are seconds since 1970 on the store's clock; everything of value belongs to a team."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+BigId: Final = BigInteger().with_variant(Integer(), "sqlite")
+
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("team", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+files: Final = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team", String(128), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("storage_key", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("deleted_at", Double),
+    Index(None, "team", "created_at"),
+)
+
+batches: Final = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team", String(128), nullable=False),
+    Column("key", String(512), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("series", String(512)),
+    Column("holder", String(128)),
+    Column("content_sha256", String(64), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("model", String(512)),
+    Column("dataset", JSON),
+    Column("input_file_id", String(64), ForeignKey(files.c.id)),
+    Column("completion_window", String(16)),
+    Column("metadata", JSON),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("status", String(16), nullable=False),
+    Column("errors", JSON),
+    Column("trouble", Text),
+    Column("created_at", Double, nullable=False),
+    Column("in_progress_at", Double),
+    Column("expires_at", Double),
+    Column("finalizing_at", Double),
+    Column("completed_at", Double),
+    Column("failed_at", Double),
+    Column("expired_at", Double),
+    Column("cancelling_at", Double),
+    Column("cancelled_at", Double),
+    Column("plan_key", Text),
+    Column("rows_total", BigInteger, nullable=False, server_default="0"),
+    Column("rows_done", BigInteger, nullable=False, server_default="0"),
+    Column("rows_failed", BigInteger, nullable=False, server_default="0"),
+    Column("chunks_total", Integer, nullable=False, server_default="0"),
+    Column("chunks_done", Integer, nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("gpu_seconds", Double, nullable=False, server_default="0"),
+    Column("output_file_id", String(64), ForeignKey(files.c.id)),
+    Column("error_file_id", String(64), ForeignKey(files.c.id)),
+    Column("manifest", JSON),
+    UniqueConstraint("team", "key", "generation"),
+    Index(None, "team", "created_at"),
+    Index(None, "team", "series"),
+    Index(None, "status"),
+)
+
+chunks: Final = Table(
+    "chunks",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), nullable=False),
+    Column("team", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("model", String(512), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("worker_id", String(64)),
+    Column("lease_until", Double),
+    Column("rows", Integer, nullable=False),
+    Column("rows_done", Integer, nullable=False, server_default="0"),
+    Column("tokens", BigInteger, nullable=False),
+    Column("storage_key", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    UniqueConstraint("batch_id", "number"),
+    Index("ix_chunks_claim", "state", "model", "endpoint", "priority", "id"),
+)
+
+attempts: Final = Table(
+    "attempts",
+    metadata,
+    Column("chunk_id", BigId, ForeignKey(chunks.c.id), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("worker_id", String(64), nullable=False),
+    Column("claimed_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(16)),
+    Column("detail", Text),
+    Column("rows", Integer, nullable=False, server_default="0"),
+    Column("rows_lost", Integer, nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("gpu_seconds", Double, nullable=False, server_default="0"),
+)
+
+parts: Final = Table(
+    "parts",
+    metadata,
+    Column("chunk_id", BigId, ForeignKey(chunks.c.id), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), nullable=False),
+    Column("storage_key", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("rows_failed", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("gpu_seconds", Double, nullable=False),
+    Column("committed_at", Double, nullable=False),
+    Index(None, "batch_id", "committed_at"),
+)
+
+workers: Final = Table(
+    "workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team", String(128), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("registered_at", Double, nullable=False),
+    Column("last_seen_at", Double, nullable=False),
+    Column("gone", Boolean, nullable=False),
+    Index(None, "name"),
+)
+
+worker_models: Final = Table(
+    "worker_models",
+    metadata,
+    Column("worker_id", String(64), ForeignKey(workers.c.id), primary_key=True),
+    Column("model", String(512), primary_key=True),
+    Column("endpoint", String(64), primary_key=True),
+    Column("engine_identity", String(128)),
+    Index(None, "model"),
+)
+
+duties: Final = Table(
+    "duties",
+    metadata,
+    Column("batch_id", String(64), ForeignKey(batches.c.id), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("holder", String(128)),
+    Column("lease_until", Double),
+    Column("not_before", Double),
+    Column("done", Boolean, nullable=False),
+    Index(None, "kind", "done"),
+)

@@ -1,0 +1,142 @@
+"""Who works, and on which models."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+
+from airflow_batch_llm.errors import ConflictError, NotFoundError
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import chunks, worker_models, workers
+from airflow_batch_llm.worker_wire import Registration
+
+ALIVE_SECONDS: Final = 90.0
+"""A worker that has not called for this long no longer counts as serving its models. It calls at least every
+heartbeat, so three times the longest silence that a lease allows."""
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    model: str
+    endpoints: list[str]
+    workers: int
+    since: float
+
+
+class Workers:
+    """The workers that registered."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, team: str, registration: Registration) -> str:
+        """Notes a worker and gives its id.
+
+        Leases of an earlier worker of that name end: it was restarted. Raises :class:`ConflictError` if a living
+        worker serves one of the models with another engine identity, for then equal rows could get unequal answers.
+        """
+        worker_id = f"worker-{uuid.uuid4().hex}"
+        now = self._database.now()
+        with self._database.writing() as connection:
+            self._retire(connection, team, registration.name)
+            for served in registration.models:
+                self._check_identity(connection, served.model, served.engine_identity, registration.name)
+            connection.execute(
+                insert(workers).values(
+                    id=worker_id,
+                    team=team,
+                    name=registration.name,
+                    version=registration.version,
+                    registered_at=now,
+                    last_seen_at=now,
+                    gone=False,
+                )
+            )
+            connection.execute(
+                insert(worker_models),
+                [{"worker_id": worker_id, **served.model_dump()} for served in registration.models],
+            )
+        return worker_id
+
+    def saw(self, worker_id: str, *, gone: bool = False) -> None:
+        """Notes that a worker called (or, with ``gone``, took its leave)."""
+        with self._database.writing() as connection:
+            noted = connection.execute(
+                update(workers)
+                .where(workers.c.id == worker_id, workers.c.gone.is_(False))
+                .values(last_seen_at=self._database.now(), gone=gone)
+            )
+        if noted.rowcount == 0:
+            raise NotFoundError(
+                f"Worker {worker_id} is not registered, or another worker registered under its name since. "
+                "It must register again.",
+                code="worker_unknown",
+            )
+
+    def served(self) -> list[ServedBy]:
+        """The models that living workers serve."""
+        query = (
+            select(
+                worker_models.c.model,
+                worker_models.c.endpoint,
+                func.count().label("workers"),
+                func.min(workers.c.registered_at).label("since"),
+            )
+            .join(workers, workers.c.id == worker_models.c.worker_id)
+            .where(self._alive())
+            .group_by(worker_models.c.model, worker_models.c.endpoint)
+            .order_by(worker_models.c.model, worker_models.c.endpoint)
+        )
+        found: dict[str, ServedBy] = {}
+        with self._database.reading() as connection:
+            for model, endpoint, count, since in connection.execute(query):
+                known = found.get(model, ServedBy(model, [], 0, since))
+                found[model] = ServedBy(
+                    model, [*known.endpoints, endpoint], max(known.workers, count), min(known.since, since)
+                )
+        return list(found.values())
+
+    def identity_of(self, model: str) -> str | None:
+        """The engine identity last registered under a model's name."""
+        with self._database.reading() as connection:
+            return connection.scalar(
+                select(worker_models.c.engine_identity)
+                .join(workers, workers.c.id == worker_models.c.worker_id)
+                .where(worker_models.c.model == model)
+                .order_by(workers.c.registered_at.desc())
+                .limit(1)
+            )
+
+    def _alive(self) -> ColumnElement[bool]:
+        return (workers.c.gone.is_(False)) & (workers.c.last_seen_at > self._database.now() - ALIVE_SECONDS)
+
+    def _retire(self, connection: Connection, team: str, name: str) -> None:
+        same = select(workers.c.id).where(workers.c.team == team, workers.c.name == name, workers.c.gone.is_(False))
+        connection.execute(
+            update(chunks)
+            .where(chunks.c.state == "leased", chunks.c.worker_id.in_(same))
+            .values(lease_until=self._database.now())
+        )
+        connection.execute(update(workers).where(workers.c.team == team, workers.c.name == name).values(gone=True))
+
+    def _check_identity(self, connection: Connection, model: str, identity: str | None, name: str) -> None:
+        other = connection.execute(
+            select(workers.c.name, worker_models.c.engine_identity)
+            .join(workers, workers.c.id == worker_models.c.worker_id)
+            .where(
+                worker_models.c.model == model,
+                self._alive(),
+                worker_models.c.engine_identity.is_distinct_from(identity),
+            )
+            .limit(1)
+        ).first()
+        if other:
+            raise ConflictError(
+                f"Worker {name} serves model {model!r} with engine identity {identity}, but worker {other[0]} serves "
+                f"{other[1]} under the same name: equal rows would get unequal answers. The worker was not registered. "
+                "Give one of the two models another name (--served-model-name), or stop the other worker.",
+                code="engine_identity_mismatch",
+            )

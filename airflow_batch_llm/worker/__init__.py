@@ -1,0 +1,1 @@
+"""The process that holds a GPU and asks for chunks."""

@@ -1,0 +1,282 @@
+"""The worker's loop: keeps the engine full across chunk and batch borders, and gives back what it cannot finish.
+
+A chunk is claimed as soon as the last row of the one before is with the engine, so the engine never drains between
+them. Memory is bounded by two or three chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass, field
+from typing import Final
+
+from airflow_batch_llm import __version__
+from airflow_batch_llm.errors import BatchLLMError, LeaseLostError, NoAnswerError, NotFoundError
+from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.settings import WorkerSettings
+from airflow_batch_llm.worker.delivery import Delivery
+from airflow_batch_llm.worker.engine import Engine, NotTheRowsFaultError
+from airflow_batch_llm.worker.engine_watch import EngineWatch
+from airflow_batch_llm.worker.gpu_time import GpuTime
+from airflow_batch_llm.worker.heartbeat import Heartbeat
+from airflow_batch_llm.worker.service_link import ServiceLink
+from airflow_batch_llm.worker.work import ChunkWork
+from airflow_batch_llm.worker_wire import Registration, ResultLine, RowLine, ServedModel
+
+log = logging.getLogger(__name__)
+
+WINDOW_PER_SEQUENCE: Final = 2
+"""Rows in flight for each row that the engine works on at once: measured to keep it full."""
+ROW_TRIES: Final = 3
+"""How often a living engine may fail to judge a row before the row becomes an error."""
+ROW_PAUSE_SECONDS: Final = 0.5
+
+
+@dataclass
+class Runner:
+    """Claims chunks, has the engine do their rows, delivers the results."""
+
+    settings: WorkerSettings
+    link: ServiceLink
+    engine: Engine
+    watch: EngineWatch
+    identity: str | None
+    _works: dict[int, ChunkWork] = field(default_factory=dict)
+    _draining: asyncio.Event = field(default_factory=asyncio.Event)
+    _hungry: asyncio.Event = field(default_factory=asyncio.Event)
+    _gpu_time: GpuTime = field(default_factory=GpuTime)
+    _drain_over: bool = False
+
+    async def run(self) -> None:
+        """Works until SIGTERM or SIGINT, then drains. Raises where engine or registration fail for good."""
+        self._window = asyncio.Semaphore(WINDOW_PER_SEQUENCE * self.settings.engine.max_num_seqs)
+        self._delivery = Delivery(self.link)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain)
+        async with self.engine:
+            try:
+                if await self._started():
+                    await self._work_until_drained()
+            finally:
+                self.watch.stop()
+
+    def drain(self) -> None:
+        """Claims nothing more, lets rows in flight finish for a while, gives the rest back."""
+        log.info("draining: %d chunks are here", len(self._works))
+        self._draining.set()
+        self._hungry.set()
+        for work in self._works.values():
+            work.changed.set()
+
+    async def _started(self) -> bool:
+        """Waits until the engine takes rows and the service knows this worker; false if asked to end before."""
+        starting = asyncio.create_task(self._start())
+        draining = asyncio.create_task(self._draining.wait())
+        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if not starting.done():
+            starting.cancel()
+            return False
+        starting.result()
+        return True
+
+    async def _start(self) -> None:
+        await self.watch.start(self.engine)
+        await self._register()
+
+    async def _work_until_drained(self) -> None:
+        self._heartbeat = Heartbeat(self.link, self._lease_seconds)
+        self._heartbeat.start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                flushing = tasks.create_task(self._flush_forever())
+                watching = tasks.create_task(self.watch.run(self._engine_died))
+                await self._claim_until_drained(tasks)
+                await self._drained()
+                flushing.cancel()
+                watching.cancel()
+            await asyncio.to_thread(self._leave)
+        finally:
+            self._heartbeat.stop()
+
+    async def _register(self) -> None:
+        served = ServedModel(model=self.engine.model, endpoint=CHAT_COMPLETIONS, engine_identity=self.identity)
+        registration = Registration(name=self.settings.name, version=__version__, models=[served])
+        while True:
+            try:
+                registered = await asyncio.to_thread(self.link.register, registration)
+                break
+            except NoAnswerError as error:
+                log.warning("waiting for the service: %s", error)
+                await self._pause(self.settings.claim_seconds)
+        self._worker_id, self._lease_seconds = registered.worker_id, registered.lease_seconds
+        log.info("registered as %s for model %s", self._worker_id, self.engine.model)
+
+    def _leave(self) -> None:
+        try:
+            self.link.leave(self._worker_id)
+        except BatchLLMError as error:
+            log.warning("left without a word: %s", error)
+
+    async def _claim_until_drained(self, tasks: asyncio.TaskGroup) -> None:
+        while not self._draining.is_set():
+            self._hungry.clear()
+            if not self.watch.up.is_set():
+                await self._pause(self.settings.claim_seconds)
+            elif any(work.todo for work in self._works.values()):
+                await self._hungry.wait()
+            elif work := await self._claim():
+                self._works[work.claim.chunk_id] = work
+                tasks.create_task(self._do(work))
+            else:
+                await self._pause(self.settings.claim_seconds)
+
+    async def _claim(self) -> ChunkWork | None:
+        try:
+            claim = await asyncio.to_thread(self.link.claim, self._worker_id)
+            if claim is None:
+                return None
+            content = await asyncio.to_thread(self.link.rows, claim)
+            log.info("claimed chunk %d of %s, attempt %d", claim.chunk_id, claim.batch_id, claim.attempt)
+            return ChunkWork.of(claim, content)
+        except NotFoundError:
+            log.warning("the service does not know this worker any more: registering again")
+            await self._register()
+        except (BatchLLMError, ValueError) as error:
+            log.warning("no claim: %s", error)
+        return None
+
+    async def _do(self, work: ChunkWork) -> None:
+        """Sends a chunk's rows as slots get free, until all are answered or something ends it."""
+        self._heartbeat.keep(work)
+        try:
+            while not work.all_answered and not self._must_end(work):
+                if work.todo:
+                    await self._send_next(work)
+                else:
+                    self._hungry.set()
+                    work.changed.clear()
+                    await work.changed.wait()
+            self._hungry.set()
+            if self._draining.is_set() and not work.all_answered:
+                await self._let_finish(work)
+            await self._end(work)
+        finally:
+            self._heartbeat.drop(work)
+            self._works.pop(work.claim.chunk_id, None)
+            self._hungry.set()
+
+    def _must_end(self, work: ChunkWork) -> bool:
+        return work.lost or work.stopping or work.engine_died or self._draining.is_set()
+
+    async def _send_next(self, work: ChunkWork) -> None:
+        await self._window.acquire()
+        if self._must_end(work) or not work.todo:
+            self._window.release()
+            return
+        line = work.todo.popleft()
+        work.in_flight[line.row] = asyncio.create_task(self._ask(work, line))
+
+    async def _ask(self, work: ChunkWork, line: RowLine) -> None:
+        claim = work.claim
+        self._gpu_time.row_in()
+        try:
+            result = await self.engine.ask(
+                claim.endpoint,
+                line.row,
+                claim.parameters | line.body,
+                request_id=f"{claim.batch_id}-{line.row}",
+                choices=work.choices,
+            )
+            work.finish(result)
+        except asyncio.CancelledError:
+            work.give_back(line)
+        except NotTheRowsFaultError as error:
+            await self._no_judgement(work, line, error)
+        finally:
+            self._gpu_time.row_out()
+            self._window.release()
+            work.in_flight.pop(line.row, None)
+            work.changed.set()
+
+    async def _no_judgement(self, work: ChunkWork, line: RowLine, error: NotTheRowsFaultError) -> None:
+        """A living engine that fails on a row again and again makes it an error; a dying one is charged to no row."""
+        try:
+            died = await self.watch.died()
+            if not died:
+                work.failures[line.row] += 1
+                if work.failures[line.row] >= ROW_TRIES:
+                    work.finish(ResultLine(line.row, "error", code="engine_error", error=str(error)))
+                    return
+                await asyncio.sleep(ROW_PAUSE_SECONDS)
+        except asyncio.CancelledError:
+            pass
+        work.give_back(line)
+
+    def _engine_died(self) -> None:
+        for work in self._works.values():
+            work.end_by_engine_death()
+
+    async def _let_finish(self, work: ChunkWork) -> None:
+        """Waits for the rows in flight, up to the drain time."""
+        tasks = list(work.in_flight.values())
+        if tasks and not (work.lost or work.stopping):
+            await asyncio.wait(tasks, timeout=self.settings.drain_seconds)
+        self._drain_over = True
+
+    async def _end(self, work: ChunkWork) -> None:
+        work.abort_in_flight()
+        if work.in_flight:
+            await asyncio.wait(list(work.in_flight.values()))
+        if work.lost:
+            log.warning("dropped chunk %d: it is another worker's now", work.claim.chunk_id)
+            return
+        self._gpu_time.share(self._works.values())
+        try:
+            async with work.delivering:
+                if work.all_answered:
+                    await self._delivery.commit(work, give_up=self._may_wait_no_longer)
+                    log.info("committed chunk %d of %s", work.claim.chunk_id, work.claim.batch_id)
+                else:
+                    how = self._how_it_ended(work)
+                    await self._delivery.release(
+                        work, give_up=self._may_wait_no_longer, outcome=how, rows_lost=work.rows_lost
+                    )
+                    log.info("released chunk %d of %s: %s", work.claim.chunk_id, work.claim.batch_id, how)
+        except LeaseLostError as error:
+            log.warning("dropped chunk %d: %s", work.claim.chunk_id, error)
+        except BatchLLMError as error:
+            log.warning("left chunk %d to its lease's end: %s", work.claim.chunk_id, error)
+
+    def _how_it_ended(self, work: ChunkWork) -> str:
+        if work.engine_died:
+            return "engine_died"
+        return "stopped" if work.stopping else "drained"
+
+    def _may_wait_no_longer(self) -> bool:
+        return self._draining.is_set() and self._drain_over
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.flush_seconds)
+            self._gpu_time.share(self._works.values())
+            for work in list(self._works.values()):
+                if not work.delivering.locked():
+                    async with work.delivering:
+                        await self._delivery.flush(work)
+
+    async def _drained(self) -> None:
+        while self._works:
+            self._hungry.clear()
+            await self._hungry.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps, but not through the order to drain."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
+        except TimeoutError:
+            pass

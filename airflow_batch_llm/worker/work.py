@@ -1,0 +1,125 @@
+"""One claimed chunk inside a worker: its rows on their way, its finished results, its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from airflow_batch_llm.worker_wire import Claim, PartRecord, ResultLine, RowLine, pack, unpack
+
+
+@dataclass
+class Part:
+    """Finished results, packed. Once made it is never changed, so sending it twice commits it once."""
+
+    record: PartRecord
+    content: bytes
+    stored: bool = False
+
+
+@dataclass
+class ChunkWork:
+    """What the runner knows of one chunk. Its rows are in memory, which is what a chunk is bounded for."""
+
+    claim: Claim
+    todo: deque[RowLine]
+    loop: asyncio.AbstractEventLoop
+    in_flight: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    """By row number."""
+    finished: list[ResultLine] = field(default_factory=list)
+    unsent_parts: list[Part] = field(default_factory=list)
+    parts_made: int = 0
+    tokens: int = 0
+    """Tokens of the results since GPU time was last shared out."""
+    gpu_seconds: float = 0.0
+    """GPU time shared out and not yet in a part."""
+    failures: Counter[int] = field(default_factory=Counter)
+    """How often a living engine failed to judge a row, by row number."""
+    rows_lost: int = 0
+    """Rows that were with the engine and were taken back."""
+    lost: bool = False
+    stopping: bool = False
+    engine_died: bool = False
+    delivering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever sends parts, so that none is sent by two at once."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a row finished or the chunk's fate changed."""
+
+    @classmethod
+    def of(cls, claim: Claim, content: bytes) -> ChunkWork:
+        """The work that is left of a chunk: what no committed part has."""
+        if hashlib.sha256(content).hexdigest() != claim.sha256:
+            raise ValueError(f"Chunk {claim.chunk_id} did not arrive as it was stored: its SHA-256 differs.")
+        done = set(claim.done)
+        lines = (line for line in unpack(io.BytesIO(content), RowLine) if line.row not in done)
+        return cls(claim, deque(lines), asyncio.get_running_loop())
+
+    @cached_property
+    def choices(self) -> frozenset[str] | None:
+        return None if self.claim.choices is None else frozenset(self.claim.choices)
+
+    @property
+    def all_answered(self) -> bool:
+        return not self.todo and not self.in_flight
+
+    def lease_lost(self) -> None:
+        self.loop.call_soon_threadsafe(self._lose)
+
+    def asked_to_stop(self) -> None:
+        self.loop.call_soon_threadsafe(self._stop)
+
+    def finish(self, result: ResultLine) -> None:
+        self.finished.append(result)
+        self.tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
+        self.changed.set()
+
+    def give_back(self, line: RowLine) -> None:
+        """Puts a row that got no judgement back to the front."""
+        self.todo.appendleft(line)
+
+    def abort_in_flight(self) -> None:
+        """Takes the rows back that are with the engine."""
+        for task in self.in_flight.values():
+            if not task.cancelling():
+                self.rows_lost += 1
+                task.cancel()
+
+    def end_by_engine_death(self) -> None:
+        self.engine_died = True
+        self.abort_in_flight()
+        self.changed.set()
+
+    def make_part(self) -> None:
+        """Packs what finished since the last part."""
+        if not self.finished:
+            return
+        lines, self.finished = self.finished, []
+        content = pack(lines)
+        record = PartRecord(
+            number=self.parts_made,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            rows=len(lines),
+            rows_failed=sum(line.status != "success" for line in lines),
+            prompt_tokens=sum(line.prompt_tokens or 0 for line in lines),
+            cached_tokens=sum(line.cached_tokens or 0 for line in lines),
+            completion_tokens=sum(line.completion_tokens or 0 for line in lines),
+            gpu_seconds=self.gpu_seconds,
+        )
+        self.gpu_seconds = 0.0
+        self.parts_made += 1
+        self.unsent_parts.append(Part(record, content))
+
+    def _lose(self) -> None:
+        self.lost = True
+        self.abort_in_flight()
+        self.changed.set()
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.abort_in_flight()
+        self.changed.set()

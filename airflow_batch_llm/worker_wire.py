@@ -1,0 +1,146 @@
+"""What travels between worker and service on ``/worker/v1``: control bodies, and the lines of chunks and parts.
+
+Chunks and parts are zstandard-compressed JSON lines. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+
+import msgspec
+import zstandard
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION = 1
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServedModel(_Body):
+    """One (model, endpoint) pair that a worker answers, and what exactly answers there."""
+
+    model: str
+    endpoint: str
+    engine_identity: str | None = None
+    """Two engines with the same identity give the same answers; null where the worker cannot tell."""
+
+
+class Registration(_Body):
+    """A worker says what it serves. A living worker of the same name is taken for its dead predecessor."""
+
+    name: str
+    version: str
+    models: Annotated[list[ServedModel], Field(min_length=1)]
+
+
+class Registered(_Body):
+    worker_id: str
+    lease_seconds: float
+
+
+class ClaimRequest(_Body):
+    worker_id: str
+
+
+class Claim(_Body):
+    """The right to work on one chunk, and all that is needed to do it."""
+
+    chunk_id: int
+    attempt: int
+    batch_id: str
+    model: str
+    endpoint: str
+    rows: int
+    rows_url: str
+    """Where the chunk's lines are; opaque."""
+    sha256: str
+    parts_url: str
+    """Where a part goes, with ``{part}`` for its number; opaque."""
+    done: list[int]
+    """Rows that earlier attempts committed: not to be done again."""
+    parameters: dict[str, Any]
+    """The fields that all requests of the chunk share."""
+    choices: list[str] | None = None
+    """The only answers that count as valid."""
+    lease_seconds: float
+
+
+class PartRecord(_Body):
+    """One stored part: what was put at ``parts_url``, and what it counts."""
+
+    number: int
+    bytes: int
+    sha256: str
+    rows: int
+    rows_failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    gpu_seconds: float
+
+
+class ExtendRequest(_Body):
+    attempt: int
+    parts: list[PartRecord] = []
+
+
+class Extended(_Body):
+    lease_seconds: float
+    stop: bool
+    """The batch is being cancelled: flush what is finished and release."""
+
+
+class CommitRequest(_Body):
+    attempt: int
+    parts: list[PartRecord] = []
+
+
+class ReleaseRequest(_Body):
+    attempt: int
+    parts: list[PartRecord] = []
+    outcome: Literal["drained", "stopped", "engine_died"]
+    detail: str | None = None
+    rows_lost: int = 0
+    """Rows that were with the engine and gave no result."""
+
+
+class RowLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of a chunk: a row number (from 0, in source order) and what is its own in its request."""
+
+    row: int
+    body: dict[str, Any]
+
+
+class ResultLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """One line of a part: what became of a row."""
+
+    row: int
+    status: Literal["success", "error", "invalid_output"]
+    output: str | None = None
+    code: str | None = None
+    error: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+_Line = TypeVar("_Line", RowLine, ResultLine)
+
+
+def pack(lines: Iterable[RowLine | ResultLine]) -> bytes:
+    """Lines as the bytes of a chunk or a part."""
+    encoder = msgspec.json.Encoder()
+    return zstandard.compress(b"".join(encoder.encode(line) + b"\n" for line in lines), level=3)
+
+
+def unpack(stream: BinaryIO, kind: type[_Line]) -> Iterator[_Line]:
+    """The lines of a chunk or a part, streamed."""
+    decoder = msgspec.json.Decoder(kind)
+    with zstandard.ZstdDecompressor().stream_reader(stream) as reader:
+        for line in io.BufferedReader(reader):
+            yield decoder.decode(line)
