@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from airflow_batch_llm import __version__, clock
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
@@ -179,7 +179,7 @@ def list_batches(
     """List the newest batches."""
     with _client(url, home) as client:
         page = client.list(limit=limit)
-    table = Table("batch", "status", "model", "rows", "failed", "created (UTC)", "target")
+    table = Table(Column("batch", no_wrap=True), "status", "model", "rows", "failed", "created (UTC)")
     for batch in page.data:
         progress = batch.progress
         table.add_row(
@@ -189,7 +189,6 @@ def list_batches(
             f"{progress.rows_done:,}/{progress.rows_total:,}",
             f"{progress.rows_failed:,}",
             f"{clock.from_unix(batch.created_at):%Y-%m-%d %H:%M:%S}",
-            batch.dataset.target if batch.dataset else None,
         )
     out.print(table)
 

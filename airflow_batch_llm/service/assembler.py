@@ -95,13 +95,12 @@ class Assembler:
         sorter.from_arrow(_STORED.empty_table()).create("results")
         for batch in self._stored_results():
             sorter.from_arrow(batch).insert_into("results")
-        counted, distinct = sorter.execute("SELECT count(*), count(DISTINCT row) FROM results").fetchall()[0]
+        counted, distinct = sorter.sql("SELECT count(*), count(DISTINCT row) FROM results").fetchall()[0]
         if distinct != counted or counted > self.rows or (self.undone is None and counted != self.rows):
             raise CountsError(
                 f"{counted} results for {distinct} different rows were committed, but the batch has {self.rows} rows."
             )
-        ordered = sorter.execute("SELECT * FROM results ORDER BY row")
-        return _Results(ordered.to_arrow_reader(ROWS))
+        return _Results(sorter.sql("SELECT * FROM results ORDER BY row").to_arrow_reader(ROWS))
 
     def _stored_results(self) -> Iterator[pa.Table]:
         with self.storage.open(f"{self.prefix}/{FAULTS_FILE}") as stream:
