@@ -35,7 +35,11 @@ from airflow_batch_llm.settings import (
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 
 app: Final = typer.Typer(
-    name="batch-llm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="LLM steps over tables, on your own GPUs."
+    name="batch-llm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="LLM steps over tables, on your own GPUs.",
 )
 out: Final = Console()
 err: Final = Console(stderr=True)

@@ -34,8 +34,6 @@ def checked(response: httpx.Response, url: str) -> httpx.Response:
     """The response itself, if it is a success; the matching error otherwise."""
     if response.is_success:
         return response
-    if response.status_code >= 500 or response.is_redirect:
-        raise NoAnswerError(f"The batch service at {url} answered HTTP {response.status_code}. Nothing is known.")
     try:
         problem = ProblemBody.model_validate_json(response.content).error
     except ValidationError as error:
@@ -43,6 +41,8 @@ def checked(response: httpx.Response, url: str) -> httpx.Response:
             f"{response.request.method} {response.request.url} was answered HTTP {response.status_code}, and not in "
             f"the way of a batch service. Is {url} the address of `batch-llm serve`?"
         ) from error
+    if response.is_server_error:
+        raise NoAnswerError(f"The batch service at {url} has trouble (HTTP {response.status_code}): {problem.message}")
     kind = _REFUSALS.get(response.status_code, InvalidRequestError)
     raise kind(problem.message, code=problem.code or "invalid_request", param=problem.param)
 

@@ -18,6 +18,7 @@ from airflow_batch_llm.service import routes, worker_routes
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.supervisor import Supervisor
 from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Problem, ProblemBody
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def create_app(state: ServiceState) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OSError, _storage_trouble)
+    app.add_exception_handler(StoreTroubleError, _store_trouble)
     return app
 
 
@@ -90,3 +92,8 @@ def _storage_trouble(request: Request, error: Exception) -> JSONResponse:
     return _problem(
         503, f"The service cannot use its storage: {error.strerror or error}. Try again.", "storage_trouble"
     )
+
+
+def _store_trouble(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s broke off", request.method, request.url.path, exc_info=error)
+    return _problem(503, f"{error} Try again.", "store_trouble")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import pyarrow as pa
 
 from airflow_batch_llm import clock
@@ -77,7 +78,7 @@ class DutyRunner:
         except DutyLostError as error:
             log.info("dropped %s of %s: %s", duty.kind, duty.batch_id, error)
             self.duties.put_off(duty, trouble=None, seconds=0.0)
-        except (OSError, pa.ArrowException, CountsError, TargetTakenError) as error:
+        except (OSError, pa.ArrowException, duckdb.Error, CountsError, TargetTakenError) as error:
             log.warning("put off %s of %s", duty.kind, duty.batch_id, exc_info=True)
             self._put_off(duty, batch, error)
 

@@ -10,11 +10,16 @@ from typing import Any, Final
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import ColumnElement, Connection, Double, Engine, create_engine, event, literal
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 BUSY_SECONDS: Final = 30
 """How long a writer waits for another one; a transaction here takes milliseconds."""
+
+
+class StoreTroubleError(Exception):
+    """The store cannot be used now (it is away, its disk is full, its file is locked). Nothing was written."""
 
 
 class _StoreNow(FunctionElement[float]):
@@ -57,17 +62,25 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction that may write; on SQLite it is the only one from its first statement on."""
-        with self._engine.begin() as connection:
+        with _translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One consistent view that writes nothing and, on SQLite, waits for nobody."""
-        with self._engine.connect().execution_options(only_reads=True) as connection:
+        with _translated(), self._engine.connect().execution_options(only_reads=True) as connection:
             yield connection
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise StoreTroubleError(f"The store cannot be used: {error.orig}.") from error
 
 
 def _sqlite(url: str) -> Engine:

@@ -1,0 +1,211 @@
+"""One table through this project and through `vllm run-batch`, with the same rows, model and flags, in one run.
+
+    python benchmarks/against_run_batch.py TABLE.parquet
+
+TABLE needs the text columns `package`, `summary` and `section`, like dags_examples/data/packages.parquet; the sections
+are the choices. Both sides are timed from the start of the first process to the last row on disk, so that the start of
+the engine counts. Prints the comparison as Markdown. Needs both environments (`make .venv .venv-vllm`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.errors import NoAnswerError
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
+
+ROOT = Path(__file__).resolve().parent.parent
+VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
+MODEL = ROOT / ".venv-vllm" / "tiny-model"
+PROMPT = "Which section of Debian does this package belong to?\n\n{package}: {summary}"
+MAX_TOKENS = 16
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+FLAGS = [
+    "--dtype=float32",
+    "--max-model-len=1024",
+    "--enforce-eager",
+    "--kv-cache-memory-bytes=64M",
+    "--no-enable-chunked-prefill",
+    "--max-num-batched-tokens=8192",
+    '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
+]
+MAX_NUM_SEQS = 256
+
+
+@dataclass
+class Outcome:
+    seconds: float
+    answers: list[str | None]
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Memory:
+    """The highest sum of resident memory that each part of a process tree reached, looked at five times a second."""
+
+    root: int
+    peaks: dict[str, int] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        while not self.over.wait(0.2):
+            sums: dict[str, int] = {}
+            for process in psutil.Process(self.root).children(recursive=True):
+                try:
+                    part, size = part_of(process.cmdline()), process.memory_info().rss
+                except psutil.Error:
+                    continue
+                sums[part] = sums.get(part, 0) + size
+            sums["service, all three"] = sum(size for part, size in sums.items() if part.startswith("service"))
+            for part, size in sums.items():
+                self.peaks[part] = max(self.peaks.get(part, 0), size)
+
+
+def part_of(command: list[str]) -> str:
+    words = " ".join(command)
+    if "duty_process" in words:
+        return f"service, {command[-1]}"
+    if "airflow_batch_llm serve" in words:
+        return "service, API"
+    return "worker" if "airflow_batch_llm work" in words else "engine"
+
+
+def run_batch(table: list[dict[str, str]], choices: list[str], folder: Path) -> Outcome:
+    requests, output = folder / "requests.jsonl", folder / "output.jsonl"
+    with requests.open("w") as stream:
+        for number, row in enumerate(table):
+            body = {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": PROMPT.format(**row)}],
+                "temperature": 0.0,
+                "max_tokens": MAX_TOKENS,
+                "structured_outputs": {"choice": choices},
+            }
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+            stream.write(json.dumps(line) + "\n")
+    command = [VLLM, "run-batch", "-i", requests, "-o", output, "--model", MODEL, "--served-model-name", "tiny"]
+    begun = time.monotonic()
+    with (folder / "run-batch.log").open("wb") as log:
+        subprocess.run(
+            [*command, f"--max-num-seqs={MAX_NUM_SEQS}", *FLAGS],
+            env={**os.environ, **ENVIRONMENT},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    seconds = time.monotonic() - begun
+    answers: list[str | None] = [None] * len(table)
+    for line in output.open():
+        result = json.loads(line)
+        if result["response"]["status_code"] == 200:
+            answers[int(result["custom_id"])] = result["response"]["body"]["choices"][0]["message"]["content"]
+    return Outcome(seconds, answers)
+
+
+def ours(path: Path, choices: list[str], folder: Path) -> Outcome:
+    source, target = folder / "source.parquet", folder / "target.parquet"
+    source.write_bytes(path.read_bytes())
+    spec = DatasetSpec(
+        source=str(source),
+        target=str(target),
+        messages=[Message(role="user", content=PROMPT)],
+        choices=choices,
+        parameters={"max_tokens": MAX_TOKENS},
+    )
+    seconds, batch, peaks = pool_over(folder, spec)
+    before, after = pq.read_table(source), pq.read_table(target)
+    assert after.select(before.column_names).equals(before), "the target's source columns differ from the source"
+    lines = [
+        f"rows: {before.num_rows:,} in, {after.num_rows:,} out, source columns and order equal",
+        f"statuses: {batch.manifest.counts if batch.manifest else None}",
+        f"chunks running: {(batch.finalizing_at or 0) - (batch.in_progress_at or 0):,} s; "
+        f"assembling: {(batch.completed_at or 0) - (batch.finalizing_at or 0)} s",
+    ]
+    lines += [f"peak memory, {part}: {size / 1e6:,.0f} MB" for part, size in sorted(peaks.items())]
+    return Outcome(seconds, after["llm_output"].to_pylist(), lines)
+
+
+def pool_over(folder: Path, spec: DatasetSpec) -> tuple[float, Batch, dict[str, int]]:
+    """Starts a pool, runs one batch, ends the pool: seconds from its start, the batch, peak memory of each part."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "airflow_batch_llm", "up", "--home", folder / "home", "--data-root", folder),
+        *("--port", str(port), "--model", MODEL, "--served-model-name", "tiny", "--vllm", VLLM),
+        *("--max-num-seqs", str(MAX_NUM_SEQS), "--engine-args", shlex.join(FLAGS)),
+    ]
+    begun = time.monotonic()
+    with (folder / "pool.log").open("wb") as log:
+        pool = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT)
+    memory = Memory(pool.pid)
+    threading.Thread(target=memory.watch, daemon=True).start()
+    try:
+        batch = follow(folder, port, spec)
+        return time.monotonic() - begun, batch, memory.peaks
+    finally:
+        memory.over.set()
+        pool.terminate()
+        pool.wait()
+
+
+def follow(folder: Path, port: int, spec: DatasetSpec) -> Batch:
+    token = folder / "home" / "token"
+    while not token.exists():
+        time.sleep(0.1)
+    with BatchClient(f"http://127.0.0.1:{port}", token.read_text().strip()) as client:
+        while True:
+            try:
+                batch = client.submit(BatchCreate(dataset=spec, model="tiny", key="benchmark"))
+                break
+            except NoAnswerError:
+                time.sleep(0.1)
+        while not batch.status.ended:
+            time.sleep(0.5)
+            batch = client.get(batch.id)
+    return batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path)
+    path = parser.parse_args().table.resolve()
+    table = pq.read_table(path, columns=["package", "summary", "section"]).to_pylist()
+    choices = sorted({row["section"] for row in table})
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        theirs = run_batch(table, choices, Path(one))
+        mine = ours(path, choices, Path(other))
+    same = sum(a == b for a, b in zip(theirs.answers, mine.answers, strict=True))
+    print(f"{len(table):,} rows, {len(choices)} choices; every start counted\n")
+    print("| | seconds | rows/s |\n|---|---|---|")
+    for name, outcome in (("vllm run-batch", theirs), ("airflow_batch_llm", mine)):
+        print(f"| {name} | {outcome.seconds:,.1f} | {len(table) / outcome.seconds:,.1f} |")
+    print(f"\nrate over vllm run-batch: {theirs.seconds / mine.seconds:.2f}")
+    print(f"equal answers: {same:,} of {len(table):,}")
+    print("\n".join(mine.lines))
+
+
+if __name__ == "__main__":
+    main()
