@@ -163,7 +163,7 @@ def submit(
         batch = client.submit(BatchCreate(dataset=spec, model=model, key=key, priority=priority))
     out.print(batch.id, highlight=False)
     if batch.progress.waiting_for:
-        err.print(batch.progress.waiting_for)
+        err.print(batch.progress.waiting_for, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -252,7 +252,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except BatchLLMError as error:
-        err.print(f"[red]{type(error).__name__.removesuffix('Error')}[/]: {error}", highlight=False)
+        err.print(f"{error}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, BatchEndedError) else 1)
 
 
@@ -294,7 +294,11 @@ def _real(path: Path) -> Path:
 
 
 def _roots(given: list[Path] | None) -> tuple[Path, ...]:
-    return tuple(_real(path) for path in given or [Path()])
+    roots = tuple(_real(path) for path in given or [Path()])
+    for root in roots:
+        if not root.is_dir():
+            raise typer.BadParameter(f"The data root {root} is not a folder.")
+    return roots
 
 
 def _absolute(place: str) -> str:

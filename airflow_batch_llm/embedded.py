@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from airflow_batch_llm.child_process import end_group, start_child
-from airflow_batch_llm.settings import EngineSettings, ServiceSettings
+from airflow_batch_llm.settings import TOKEN_VARIABLE, EngineSettings, ServiceSettings
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,12 @@ class Embedded:
 
     def _start(self, part: str) -> None:
         arguments = self._serve_arguments() if part == "serve" else self._work_arguments()
-        self._children[part] = start_child([sys.executable, "-m", "airflow_batch_llm", part, *arguments])
+        environment = {}
+        if part == "work" and self.service.token_path.exists():
+            # Another service's token in the environment must not reach this one's worker.
+            environment[TOKEN_VARIABLE] = self.service.token_path.read_text().strip()
+        command = [sys.executable, "-m", "airflow_batch_llm", part, *arguments]
+        self._children[part] = start_child(command, environment=environment)
 
     def _stop(self, part: str, grace_seconds: float) -> None:
         if part in self._children:

@@ -12,6 +12,7 @@
     │   ├── BatchFailedError
     │   ├── BatchCancelledError
     │   └── BatchExpiredError
+    ├── EngineStartError        a worker's engine ended before it served anything: see its log
     ├── NoAnswerError           nothing is known: the same call may be made again
     └── LeaseLostError          the work belongs to somebody else now: drop it, write nothing
 
@@ -84,6 +85,10 @@ class BatchExpiredError(BatchEndedError):
 
 class NoAnswerError(BatchLLMError):
     """The service could not be reached, or answered as no batch service does. Nothing is known of the call."""
+
+
+class EngineStartError(BatchLLMError):
+    """A worker's engine ended, or gave no sign of life for too long, before it served anything."""
 
 
 class LeaseLostError(BatchLLMError):

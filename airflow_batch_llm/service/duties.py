@@ -94,6 +94,8 @@ class DutyRunner:
             log.info("failed %s: %s", duty.batch_id, error.code)
             return
         self.batches.activate(duty, plan)
+        for attempt in range(1, duty.attempt):  # what planners that died have staged
+            self.storage.delete_prefix(f"batches/{duty.batch_id}/plan-{attempt}")
         log.info("planned %s: %d rows in %d chunks", duty.batch_id, plan.rows_total, len(plan.chunks))
 
     def _planner(self, batch: Mapping[str, Any], prefix: str) -> Planner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.settings import WorkerSettings
 from airflow_batch_llm.worker.engine import Engine
 from airflow_batch_llm.worker.engine_watch import EngineWatch
@@ -19,6 +20,8 @@ def work(settings: WorkerSettings) -> None:
     link = ServiceLink(settings.url, settings.token)
     try:
         asyncio.run(_runner(settings, link).run())
+    except* BatchLLMError as group:
+        raise group.exceptions[0] from group
     finally:
         link.close()
 

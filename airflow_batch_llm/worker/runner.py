@@ -84,6 +84,10 @@ class Runner:
         return True
 
     async def _start(self) -> None:
+        try:
+            await asyncio.to_thread(self.link.check)
+        except NoAnswerError as error:
+            log.warning("starting the engine although the service is not there yet: %s", error)
         await self.watch.start(self.engine)
         await self._register()
 

@@ -26,6 +26,10 @@ class ServiceLink:
     def close(self) -> None:
         self._http.close()
 
+    def check(self) -> None:
+        """Raises :class:`UnauthorizedError` where the token is not the service's."""
+        self._call("GET", "/v1/models")
+
     def register(self, registration: Registration) -> Registered:
         response = self._call("POST", "/worker/v1/register", json=registration.model_dump())
         return Registered.model_validate_json(response.content)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from airflow_batch_llm.child_process import end_group, start_child
+from airflow_batch_llm.errors import EngineStartError
 from airflow_batch_llm.settings import EngineSettings
 from airflow_batch_llm.worker.engine import Engine
 
@@ -24,10 +26,6 @@ STOP_SECONDS: Final = 10.0
 LOG_TAIL_LINES: Final = 15
 
 _ENVIRONMENT: Final[Mapping[str, str]] = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-
-
-class EngineStartError(Exception):
-    """The engine ended, or gave no sign of life for too long, before it served anything."""
 
 
 @dataclass
@@ -52,15 +50,14 @@ class VllmProcess:
 
     async def wait_ready(self, engine: Engine) -> None:
         """Returns once the engine serves its model. Raises :class:`EngineStartError` with the end of its log."""
-        async with asyncio.timeout(self.settings.start_timeout):
-            while not await engine.healthy():
-                code = self.exit_code()
-                if code is not None:
-                    raise EngineStartError(
-                        f"vllm serve ended with code {code} before it was ready. The end of {self.log_path}:\n"
-                        f"{self._log_tail()}"
-                    )
-                await asyncio.sleep(READY_POLL_SECONDS)
+        give_up_at = time.monotonic() + self.settings.start_timeout
+        while not await engine.healthy():
+            code = self.exit_code()
+            if code is not None:
+                raise self._start_error(f"ended with code {code} before it was ready")
+            if time.monotonic() > give_up_at:
+                raise self._start_error(f"was not ready after {self.settings.start_timeout:,.0f} s")
+            await asyncio.sleep(READY_POLL_SECONDS)
 
     def stop(self) -> None:
         """Ends the process and everything that it started."""
@@ -84,6 +81,7 @@ class VllmProcess:
             *settings.arguments,
         ]
 
-    def _log_tail(self) -> str:
-        lines = self.log_path.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+    def _start_error(self, what: str) -> EngineStartError:
+        lines = self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        end = "\n".join(lines)
+        return EngineStartError(f"`{' '.join(self._command()[:3])}` {what}. The end of {self.log_path}:\n{end}")
