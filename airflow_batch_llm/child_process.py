@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,17 @@ def end_group(child: subprocess.Popen[bytes], *, grace_seconds: float) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     return child.wait()
+
+
+def process_name(pid: int) -> str:
+    """What a process of this host is called where several hosts may look."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+def named_pid(name: str) -> int | None:
+    """The process id in such a name, if it is one of this host."""
+    host, _, pid = name.rpartition(":")
+    return int(pid) if host == socket.gethostname() and pid.isdigit() else None
 
 
 def _die_with_parent() -> None:

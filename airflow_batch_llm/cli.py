@@ -163,7 +163,7 @@ def submit(
         batch = client.submit(BatchCreate(dataset=spec, model=model, key=key, priority=priority))
     out.print(batch.id, highlight=False)
     if batch.progress.waiting_for:
-        err.print(batch.progress.waiting_for, highlight=False, soft_wrap=True)
+        err.print(batch.progress.waiting_for, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -252,7 +252,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except BatchLLMError as error:
-        err.print(f"{error}", highlight=False, soft_wrap=True)
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, BatchEndedError) else 1)
 
 

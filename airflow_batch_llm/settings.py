@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 DEFAULT_PORT: Final = 8765
 TOKEN_FILE: Final = "token"  # noqa: S105 (the name of a file)
@@ -30,6 +31,16 @@ class ServiceSettings:
     """Most rows of a chunk: what a worker holds in memory, and what a claim after a crash reads again."""
     chunk_tokens: int = 500_000
     """Most tokens of a chunk, prompt and answer together: about a minute of an 8B model on one large GPU."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), default=str).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        values = json.loads(content)
+        values["home"] = Path(values["home"])
+        values["data_roots"] = tuple(Path(root) for root in values["data_roots"])
+        return cls(**values)
 
     @property
     def store_url(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,12 +25,16 @@ from airflow_batch_llm.wire import Problem, ProblemBody
 
 log = logging.getLogger(__name__)
 
+REQUEST_THREADS: Final = 16
+
 
 def create_app(state: ServiceState) -> FastAPI:
     """The HTTP API over ``state``. Runs no duties: see :func:`serve`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Requests wait for the store, which takes one writer at a time: more threads would only cost memory.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
         yield
         state.database.close()
 

@@ -11,9 +11,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Final
 
-from airflow_batch_llm.child_process import start_child
+from airflow_batch_llm.child_process import named_pid, process_name, start_child
 from airflow_batch_llm.models import DutyKind
-from airflow_batch_llm.service.duty_process import dump_settings, holder_of, pid_of
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.duties import Duties
@@ -59,7 +58,7 @@ class Supervisor:
         while not self._over.is_set():
             child = self._children[kind] = _start(kind, self.settings)
             code = child.wait()
-            self.duties.free_those_of(holder_of(child.pid))
+            self.duties.free_those_of(process_name(child.pid))
             if not self._over.is_set():
                 log.warning("the %s process %d ended with code %d; starting it again", kind, child.pid, code)
                 self._over.wait(RESTART_SECONDS)
@@ -73,7 +72,7 @@ class Supervisor:
 
     def _free_dead_holders(self) -> None:
         for holder in self.duties.holders():
-            pid = pid_of(holder)
+            pid = named_pid(holder)
             if pid is not None and not _alive(pid):
                 self.duties.free_those_of(holder)
 
@@ -82,7 +81,7 @@ def _start(kind: DutyKind, settings: ServiceSettings) -> subprocess.Popen[bytes]
     child = start_child([sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind], stdin=subprocess.PIPE)
     assert child.stdin is not None  # noqa: S101 (asked for in the line above)
     with child.stdin as stream:
-        stream.write(dump_settings(settings))
+        stream.write(settings.to_json())
     return child
 
 
