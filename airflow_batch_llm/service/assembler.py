@@ -83,7 +83,7 @@ class Assembler:
         with self.storage.open(f"{self.prefix}/{ROWS_FILE}") as stream, pq.ParquetFile(stream) as file:
             names = file.schema_arrow.names[1:]
             must_type = names == [STAGED_LINE] and schema.names != [LINE]
-            for batch in file.iter_batches(batch_size=ROWS):
+            for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
                 staged = batch.select(names)
                 yield start, _typed(staged, schema) if must_type else staged
                 start += batch.num_rows

@@ -96,7 +96,7 @@ class ParquetSource:
     def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
         with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(batch_size=ROWS, columns=needed):
+            for batch in file.iter_batches(batch_size=ROWS, columns=needed, use_threads=False):
                 values = batch.select([name for name in needed if name in used]).to_pylist()
                 yield SourceRows(values or [{} for _ in range(batch.num_rows)], batch.select(kept))
 

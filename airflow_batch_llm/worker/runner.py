@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,11 +45,13 @@ class Runner:
     engine: Engine
     watch: EngineWatch
     identity: str | None
-    _works: dict[int, ChunkWork] = field(default_factory=dict)
+    _works: dict[tuple[int, int], ChunkWork] = field(default_factory=dict)
+    """By chunk and attempt: a worker may get a chunk again whose lease it lost and of which it does not know yet."""
     _draining: asyncio.Event = field(default_factory=asyncio.Event)
     _hungry: asyncio.Event = field(default_factory=asyncio.Event)
     _gpu_time: GpuTime = field(default_factory=GpuTime)
-    _drain_over: bool = False
+    _give_up_at: float = math.inf
+    _worker_id: str | None = None
 
     async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then drains. Raises where engine or registration fail for good."""
@@ -65,7 +69,10 @@ class Runner:
 
     def drain(self) -> None:
         """Claims nothing more, lets rows in flight finish for a while, gives the rest back."""
+        if self._draining.is_set():
+            return
         log.info("draining: %d chunks are here", len(self._works))
+        self._give_up_at = time.monotonic() + self.settings.drain_seconds
         self._draining.set()
         self._hungry.set()
         for work in self._works.values():
@@ -81,7 +88,7 @@ class Runner:
             starting.cancel()
             return False
         starting.result()
-        return True
+        return self._worker_id is not None
 
     async def _start(self) -> None:
         try:
@@ -109,19 +116,20 @@ class Runner:
     async def _register(self) -> None:
         served = ServedModel(model=self.engine.model, endpoint=CHAT_COMPLETIONS, engine_identity=self.identity)
         registration = Registration(name=self.settings.name, version=__version__, models=[served])
-        while True:
+        while not self._draining.is_set():
             try:
                 registered = await asyncio.to_thread(self.link.register, registration)
-                break
             except NoAnswerError as error:
                 log.warning("waiting for the service: %s", error)
                 await self._pause(self.settings.claim_seconds)
-        self._worker_id, self._lease_seconds = registered.worker_id, registered.lease_seconds
-        log.info("registered as %s for model %s", self._worker_id, self.engine.model)
+            else:
+                self._worker_id, self._lease_seconds = registered.worker_id, registered.lease_seconds
+                log.info("registered as %s for model %s", self._worker_id, self.engine.model)
+                return
 
-    def _leave(self) -> None:
+    def _leave(self, worker_id: str) -> None:
         try:
-            self.link.leave(self._worker_id)
+            self.link.leave(worker_id)
         except BatchLLMError as error:
             log.warning("left without a word: %s", error)
 
