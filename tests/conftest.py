@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pool as demo_pool
 import pytest
 import uvicorn
+from pool import ROOT, TINY_MODEL, Pool, free_port, wait_for_worker
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.models import DutyKind
@@ -25,27 +22,7 @@ from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 
-ROOT = Path(__file__).resolve().parent.parent
-VLLM_ENVIRONMENT = Path(os.environ.get("VLLM_ENVIRONMENT", ROOT / ".venv-vllm"))
-TINY_MODEL = VLLM_ENVIRONMENT / "tiny-model"
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
-
-ENGINE_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-ENGINE_ARGUMENTS = [
-    "--dtype=float32",
-    "--max-model-len=1024",
-    "--enforce-eager",
-    "--kv-cache-memory-bytes=64M",
-    "--no-enable-chunked-prefill",
-    "--max-num-batched-tokens=8192",
-    '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
-]
 
 
 def eventually(check: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
@@ -58,12 +35,6 @@ def eventually(check: Callable[[], Any], *, seconds: float = 30.0, what: str = "
         if time.monotonic() > end:
             pytest.fail(f"Not within {seconds:.0f} s: {what or check}; last answer: {answer!r}")
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -121,61 +92,17 @@ def service(state: ServiceState) -> Iterator[RunningService]:
     thread.join()
 
 
-@dataclass
-class Pool:
-    """``batch-llm up`` on real vLLM, as a user starts it."""
-
-    url: str
-    token: str
-    home: Path
-    data_root: Path
-    model: str
-    process: subprocess.Popen[bytes]
-
-    def client(self) -> BatchClient:
-        return BatchClient(self.url, self.token)
-
-
 @contextlib.contextmanager
-def running_pool(folder: Path, *, engine_arguments: list[str] | None = None, max_num_seqs: int = 64) -> Iterator[Pool]:
-    """Starts a pool in ``folder`` and ends it with all that it started."""
-    home, data = folder / "home", folder / "data"
-    data.mkdir(parents=True)
-    port = free_port()
-    command = [
-        *(sys.executable, "-m", "airflow_batch_llm", "up"),
-        *("--home", str(home), "--data-root", str(data), "--port", str(port)),
-        *("--model", str(TINY_MODEL), "--served-model-name", "tiny"),
-        *("--vllm", str(VLLM_ENVIRONMENT / "bin" / "vllm"), "--max-num-seqs", str(max_num_seqs)),
-        *("--engine-args", shlex.join([*ENGINE_ARGUMENTS, *(engine_arguments or [])])),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name not in (TOKEN_VARIABLE,)}
-    with (folder / "pool.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**environment, **ENGINE_ENVIRONMENT}
-        )
-    try:
-        eventually((home / "token").exists, seconds=60, what="the service makes its token")
-        token = (home / "token").read_text().strip()
-        pool = Pool(f"http://127.0.0.1:{port}", token, home, data, "tiny", process)
-        with pool.client() as client:
-            eventually(lambda: _models(client), seconds=300, what=f"the worker registers; see {folder / 'pool.log'}")
-        yield pool
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _models(client: BatchClient) -> list[Any]:
-    try:
-        return client.models().data
-    except Exception:  # noqa: BLE001 (the service is not there yet)
-        return []
+def running_pool(folder: Path, **options: Any) -> Iterator[Pool]:
+    """A pool of the test's own, ready for work; ``options`` as :func:`pool.running_pool` takes them."""
+    with demo_pool.running_pool(folder, **options) as started:
+        wait_for_worker(started)
+        yield started
 
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """One pool for all tests that only use it. A test that kills something starts its own."""
-    assert TINY_MODEL.is_dir(), f"There is no {TINY_MODEL}: run `make test`, which makes it."
+    assert TINY_MODEL.is_dir(), f"There is no {TINY_MODEL}: `make test` makes it."
     with running_pool(tmp_path_factory.mktemp("pool")) as started:
         yield started

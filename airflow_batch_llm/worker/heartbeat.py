@@ -37,7 +37,8 @@ class Heartbeat:
 
     link: ServiceLink
     lease_seconds: float
-    _kept: dict[int, Leased] = field(default_factory=dict)
+    _kept: dict[tuple[int, int], Leased] = field(default_factory=dict)
+    """By chunk and attempt."""
     _over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,11 +52,11 @@ class Heartbeat:
 
     def keep(self, work: Leased) -> None:
         with self._lock:
-            self._kept[work.claim.chunk_id] = work
+            self._kept[work.claim.chunk_id, work.claim.attempt] = work
 
     def drop(self, work: Leased) -> None:
         with self._lock:
-            self._kept.pop(work.claim.chunk_id, None)
+            self._kept.pop((work.claim.chunk_id, work.claim.attempt), None)
 
     def beat(self) -> None:
         """Extends each lease once."""

@@ -51,7 +51,8 @@ class Runner:
     _hungry: asyncio.Event = field(default_factory=asyncio.Event)
     _gpu_time: GpuTime = field(default_factory=GpuTime)
     _give_up_at: float = math.inf
-    _worker_id: str | None = None
+    _worker_id: str = ""
+    """Empty until registered."""
 
     async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then drains. Raises where engine or registration fail for good."""
@@ -88,7 +89,7 @@ class Runner:
             starting.cancel()
             return False
         starting.result()
-        return self._worker_id is not None
+        return bool(self._worker_id)
 
     async def _start(self) -> None:
         try:
@@ -127,9 +128,9 @@ class Runner:
                 log.info("registered as %s for model %s", self._worker_id, self.engine.model)
                 return
 
-    def _leave(self, worker_id: str) -> None:
+    def _leave(self) -> None:
         try:
-            self.link.leave(worker_id)
+            self.link.leave(self._worker_id)
         except BatchLLMError as error:
             log.warning("left without a word: %s", error)
 
@@ -141,7 +142,7 @@ class Runner:
             elif any(work.todo for work in self._works.values()):
                 await self._hungry.wait()
             elif work := await self._claim():
-                self._works[work.claim.chunk_id] = work
+                self._works[work.claim.chunk_id, work.claim.attempt] = work
                 tasks.create_task(self._do(work))
             else:
                 await self._pause(self.settings.claim_seconds)
@@ -178,23 +179,37 @@ class Runner:
             await self._end(work)
         finally:
             self._heartbeat.drop(work)
-            self._works.pop(work.claim.chunk_id, None)
+            del self._works[work.claim.chunk_id, work.claim.attempt]
             self._hungry.set()
 
     def _must_end(self, work: ChunkWork) -> bool:
         return work.lost or work.stopping or work.engine_died or self._draining.is_set()
 
     async def _send_next(self, work: ChunkWork) -> None:
+        if not self.watch.up.is_set():  # it died while the chunk was claimed, or a row saw it before the watch did
+            work.end_by_engine_death()
+            return
         await self._window.acquire()
         if self._must_end(work) or not work.todo:
             self._window.release()
             return
         line = work.todo.popleft()
-        work.in_flight[line.row] = asyncio.create_task(self._ask(work, line))
-
-    async def _ask(self, work: ChunkWork, line: RowLine) -> None:
-        claim = work.claim
         self._gpu_time.row_in()
+        task = work.in_flight[line.row] = asyncio.create_task(self._judged(work, line))
+        task.add_done_callback(lambda done: self._came_back(work, line, done))
+
+    def _came_back(self, work: ChunkWork, line: RowLine, task: asyncio.Task[bool]) -> None:
+        """Frees a row's slot. A callback: a task that is cancelled before its first step runs nothing of its own."""
+        self._gpu_time.row_out()
+        self._window.release()
+        del work.in_flight[line.row]
+        work.changed.set()
+        if task.cancelled() or not task.result():
+            work.give_back(line)
+
+    async def _judged(self, work: ChunkWork, line: RowLine) -> bool:
+        """Has the engine answer a row; false where it gave no judgement and the row may be sent again."""
+        claim = work.claim
         try:
             result = await self.engine.ask(
                 claim.endpoint,
@@ -203,41 +218,31 @@ class Runner:
                 request_id=f"{claim.batch_id}-{line.row}",
                 choices=work.choices,
             )
-            work.finish(result)
-        except asyncio.CancelledError:
-            work.give_back(line)
         except NotTheRowsFaultError as error:
-            await self._no_judgement(work, line, error)
-        finally:
-            self._gpu_time.row_out()
-            self._window.release()
-            work.in_flight.pop(line.row, None)
-            work.changed.set()
+            return await self._given_up(work, line, error)
+        work.finish(result)
+        return True
 
-    async def _no_judgement(self, work: ChunkWork, line: RowLine, error: NotTheRowsFaultError) -> None:
+    async def _given_up(self, work: ChunkWork, line: RowLine, error: NotTheRowsFaultError) -> bool:
         """A living engine that fails on a row again and again makes it an error; a dying one is charged to no row."""
-        try:
-            died = await self.watch.died()
-            if not died:
-                work.failures[line.row] += 1
-                if work.failures[line.row] >= ROW_TRIES:
-                    work.finish(ResultLine(line.row, "error", code="engine_error", error=str(error)))
-                    return
-                await asyncio.sleep(ROW_PAUSE_SECONDS)
-        except asyncio.CancelledError:
-            pass
-        work.give_back(line)
+        if await self.watch.died():
+            return False
+        work.failures[line.row] += 1
+        if work.failures[line.row] < ROW_TRIES:
+            await asyncio.sleep(ROW_PAUSE_SECONDS)
+            return False
+        work.finish(ResultLine(line.row, "error", code="engine_error", error=str(error)))
+        return True
 
     def _engine_died(self) -> None:
         for work in self._works.values():
             work.end_by_engine_death()
 
     async def _let_finish(self, work: ChunkWork) -> None:
-        """Waits for the rows in flight, up to the drain time."""
+        """Waits for the rows in flight, up to the end of the drain time."""
         tasks = list(work.in_flight.values())
         if tasks and not (work.lost or work.stopping):
-            await asyncio.wait(tasks, timeout=self.settings.drain_seconds)
-        self._drain_over = True
+            await asyncio.wait(tasks, timeout=max(0.0, self._give_up_at - time.monotonic()))
 
     async def _end(self, work: ChunkWork) -> None:
         work.abort_in_flight()
@@ -269,7 +274,7 @@ class Runner:
         return "stopped" if work.stopping else "drained"
 
     def _may_wait_no_longer(self) -> bool:
-        return self._draining.is_set() and self._drain_over
+        return time.monotonic() > self._give_up_at
 
     async def _flush_forever(self) -> None:
         while True:

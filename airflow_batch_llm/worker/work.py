@@ -28,7 +28,7 @@ class ChunkWork:
     claim: Claim
     todo: deque[RowLine]
     loop: asyncio.AbstractEventLoop
-    in_flight: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    in_flight: dict[int, asyncio.Task[bool]] = field(default_factory=dict)
     """By row number."""
     finished: list[ResultLine] = field(default_factory=list)
     unsent_parts: list[Part] = field(default_factory=list)
@@ -84,7 +84,7 @@ class ChunkWork:
     def abort_in_flight(self) -> None:
         """Takes the rows back that are with the engine."""
         for task in self.in_flight.values():
-            if not task.cancelling():
+            if not task.done() and not task.cancelling():
                 self.rows_lost += 1
                 task.cancel()
 
