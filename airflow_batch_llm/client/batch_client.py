@@ -106,6 +106,11 @@ class BatchClient:
         """One page of batches, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 100."""
         return self._call(BatchList, "GET", "/v1/batches", params=_present(after=after, limit=limit))
 
+    def find(self, key: str) -> Batch | None:
+        """The newest generation of the batch under a key; None where no batch was ever submitted under it."""
+        page = self._call(BatchList, "GET", "/v1/batches", params={"key": key, "limit": 1})
+        return page.data[0] if page.data else None
+
     def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; what was done is kept. With a ``holder`` it counts only while that holds it."""
         body = BatchCancel(holder=holder).model_dump(exclude_none=True)

@@ -146,9 +146,14 @@ def create_batch(state: State, team: Team, create: BatchCreate) -> Batch:
 
 @router.get("/v1/batches")
 def list_batches(
-    state: State, team: Team, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    state: State,
+    team: Team,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    key: str | None = None,
 ) -> BatchList:
-    found = state.batches.page(team, after=after, limit=limit + 1)
+    """One page, newest first; with ``key`` only the generations under that key."""
+    found = state.batches.page(team, after=after, limit=limit + 1, key=key)
     shown = [_shown(state, record) for record in found[:limit]]
     return BatchList(
         data=shown,

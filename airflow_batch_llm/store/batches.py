@@ -99,9 +99,13 @@ class Batches:
             raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
         return row._asdict()
 
-    def page(self, team: str, *, after: str | None, limit: int) -> list[Mapping[str, Any]]:
-        """One page, newest first, of the batches older than ``after``."""
+    def page(
+        self, team: str, *, after: str | None, limit: int, key: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """One page, newest first, of the batches older than ``after`` (and, if given, under ``key``)."""
         query = select(batches).where(batches.c.team == team)
+        if key is not None:
+            query = query.where(batches.c.key == key)
         if after is not None:
             last = self.get(team, after)
             query = query.where(
