@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.planner import FAULTS_FILE, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
+from airflow_batch_llm.service.planner import FAULTS_FOLDER, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
 from airflow_batch_llm.service.sources import LINE, ROWS
 from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, open_writer
 from airflow_batch_llm.storage.base import Storage
@@ -103,8 +103,9 @@ class Assembler:
         return _Results(sorter.sql("SELECT * FROM results ORDER BY row").to_arrow_reader(ROWS))
 
     def _stored_results(self) -> Iterator[pa.Table]:
-        with self.storage.open(f"{self.prefix}/{FAULTS_FILE}") as stream:
-            yield _table(list(unpack(stream, ResultLine)))
+        for key in self.storage.list(f"{self.prefix}/{FAULTS_FOLDER}"):
+            with self.storage.open(key) as stream:
+                yield _table(list(unpack(stream, ResultLine)))
         for part in self.parts:
             yield _table(self._read(part))
 

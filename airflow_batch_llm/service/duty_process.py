@@ -24,7 +24,7 @@ from airflow_batch_llm.store.workers import Workers
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS: Final = 0.2
+IDLE_SECONDS: Final = 0.5
 """How soon a new batch is noticed."""
 
 

@@ -34,7 +34,7 @@ ANSWER_TOKENS: Final = 256
 
 ROWS_FILE: Final = "rows.parquet"
 SCHEMA_FILE: Final = "schema.arrow"
-FAULTS_FILE: Final = "faults.jsonl.zst"
+FAULTS_FOLDER: Final = "faults"
 STAGED_LINE: Final = "line"
 
 
@@ -50,6 +50,7 @@ class Planner:
     chunk_tokens: int
     rows: int = 0
     _faults: list[ResultLine] = field(default_factory=list)
+    _faulty: int = 0
     _chunks: list[PlannedChunk] = field(default_factory=list)
 
     def plan(self) -> Plan:
@@ -72,8 +73,8 @@ class Planner:
             self._cut(waiting, tokens)
         if self.rows == 0:
             raise InvalidRequestError(f"Source {self.dataset.source_path} has no rows.", code="empty_source")
-        self.storage.put(f"{self.prefix}/{FAULTS_FILE}", pack(self._faults))
-        return Plan(storage_key=self.prefix, rows_total=self.rows, rows_failed=len(self._faults), chunks=self._chunks)
+        self._stage_faults()
+        return Plan(storage_key=self.prefix, rows_total=self.rows, rows_failed=self._faulty, chunks=self._chunks)
 
     @property
     def _suffix(self) -> str:
@@ -110,6 +111,8 @@ class Planner:
             messages = fault or self._messages(values)
             if isinstance(messages, Fault):
                 self._faults.append(ResultLine(row, "error", code=messages.code, error=messages.message))
+                if len(self._faults) >= self.chunk_rows:
+                    self._stage_faults()
                 continue
             characters = sum(len(message["content"]) for message in messages)
             estimate = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + self._answer_tokens
@@ -121,6 +124,13 @@ class Planner:
             return [{"role": role, "content": template.render(values)} for role, template in self.dataset.templates]
         except NotTextError as error:
             return Fault("not_text", str(error))
+
+    def _stage_faults(self) -> None:
+        """Rows that cannot be asked have their result already: stored like a part, in pieces."""
+        if self._faults:
+            self.storage.put(f"{self.prefix}/{FAULTS_FOLDER}/{self._faulty:012d}.jsonl.zst", pack(self._faults))
+            self._faulty += len(self._faults)
+            self._faults = []
 
     def _cut(self, lines: list[RowLine], tokens: int) -> None:
         number = len(self._chunks)
