@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.planner import FAULTS_FOLDER, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
+from airflow_batch_llm.service.planner import RESULTS_FOLDER, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
 from airflow_batch_llm.service.sources import LINE, ROWS
 from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, open_writer
 from airflow_batch_llm.storage.base import Storage
@@ -43,6 +43,29 @@ class PartFile:
     storage_key: str
     sha256: str
     rows: int
+
+
+def stored_results(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[list[ResultLine]]:
+    """All results of a batch, a part's worth at a time: those that its plan knew, and those that were committed.
+
+    Raises :class:`CountsError` for a part that is not what was committed.
+    """
+    for key in storage.list(f"{prefix}/{RESULTS_FOLDER}"):
+        with storage.open(key) as stream:
+            yield list(unpack(stream, ResultLine))
+    for part in parts:
+        yield _committed(storage, part)
+
+
+def _committed(storage: Storage, part: PartFile) -> list[ResultLine]:
+    with storage.open(part.storage_key) as stream:
+        content = stream.read()
+    if hashlib.sha256(content).hexdigest() != part.sha256:
+        raise CountsError(f"Part {part.storage_key} is not the one that was committed: its SHA-256 differs.")
+    lines = list(unpack(io.BytesIO(content), ResultLine))
+    if len(lines) != part.rows:
+        raise CountsError(f"Part {part.storage_key} has {len(lines)} results where {part.rows} were committed.")
+    return lines
 
 
 @dataclass
@@ -103,21 +126,8 @@ class Assembler:
         return _Results(sorter.sql("SELECT * FROM results ORDER BY row").to_arrow_reader(ROWS))
 
     def _stored_results(self) -> Iterator[pa.Table]:
-        for key in self.storage.list(f"{self.prefix}/{FAULTS_FOLDER}"):
-            with self.storage.open(key) as stream:
-                yield _table(list(unpack(stream, ResultLine)))
-        for part in self.parts:
-            yield _table(self._read(part))
-
-    def _read(self, part: PartFile) -> list[ResultLine]:
-        with self.storage.open(part.storage_key) as stream:
-            content = stream.read()
-        if hashlib.sha256(content).hexdigest() != part.sha256:
-            raise CountsError(f"Part {part.storage_key} is not the one that was committed: its SHA-256 differs.")
-        lines = list(unpack(io.BytesIO(content), ResultLine))
-        if len(lines) != part.rows:
-            raise CountsError(f"Part {part.storage_key} has {len(lines)} results where {part.rows} were committed.")
-        return lines
+        for lines in stored_results(self.storage, self.prefix, self.parts):
+            yield _table(lines)
 
     def _output(self, results: _Results, start: int, rows: int) -> pa.RecordBatch:
         """The output columns of ``rows`` rows from row number ``start`` on."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import BatchStatus, DutyKind, RowStatus
-from airflow_batch_llm.service.assembler import Assembler, CountsError, PartFile
+from airflow_batch_llm.service.assembler import Assembler, CountsError, PartFile, stored_results
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.planner import Planner
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
@@ -35,6 +35,7 @@ from airflow_batch_llm.store.chunks import Chunks
 from airflow_batch_llm.store.duties import Duties, Duty, DutyLostError
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
+from airflow_batch_llm.worker_wire import ResultLine
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,20 @@ class DutyRunner:
             spec=spec,
             chunk_rows=self.settings.chunk_rows,
             chunk_tokens=self.settings.chunk_tokens,
+            done_before=self._done_before(batch),
         )
+
+    def _done_before(self, batch: Mapping[str, Any]) -> Iterator[ResultLine]:
+        before = self.batches.generation_before(batch)
+        if before is not None:
+            for lines in stored_results(self.storage, before["plan_key"], self._parts(before)):
+                yield from lines
+
+    def _parts(self, batch: Mapping[str, Any]) -> list[PartFile]:
+        return [
+            PartFile(part["storage_key"], part["sha256"], part["rows"])
+            for part in self.chunks.parts_of_batch(batch["id"])
+        ]
 
     def _check_unchanged(self, batch: Mapping[str, Any]) -> None:
         """What was read must be what was submitted: a source that changed meanwhile is a plan of nobody's table."""
@@ -142,10 +156,7 @@ class DutyRunner:
         return Assembler(
             storage=self.storage,
             prefix=batch["plan_key"],
-            parts=[
-                PartFile(part["storage_key"], part["sha256"], part["rows"])
-                for part in self.chunks.parts_of_batch(batch["id"])
-            ],
+            parts=self._parts(batch),
             rows=batch["rows_total"],
             undone=RowStatus.CANCELLED if cancelled else None,
             kept=spec.passthrough,

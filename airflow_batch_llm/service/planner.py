@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,7 @@ ANSWER_TOKENS: Final = 256
 
 ROWS_FILE: Final = "rows.parquet"
 SCHEMA_FILE: Final = "schema.arrow"
-FAULTS_FOLDER: Final = "faults"
+RESULTS_FOLDER: Final = "results"
 STAGED_LINE: Final = "line"
 
 
@@ -48,9 +48,14 @@ class Planner:
     spec: DatasetSpec
     chunk_rows: int
     chunk_tokens: int
+    done_before: Iterable[ResultLine] = ()
+    """Results of the generation before this batch, which keeps those that are answers."""
     rows: int = 0
-    _faults: list[ResultLine] = field(default_factory=list)
+    _results: list[ResultLine] = field(default_factory=list)
+    _results_stored: int = 0
     _faulty: int = 0
+    _kept: bytearray = field(default_factory=bytearray)
+    """One bit a row: whether its result was kept."""
     _chunks: list[PlannedChunk] = field(default_factory=list)
 
     def plan(self) -> Plan:
@@ -61,6 +66,7 @@ class Planner:
         self._answer_tokens = _answer_tokens(self.spec)
         self._keeps_lines = isinstance(self.dataset.source, JsonlSource) and self._suffix == ".jsonl"
         self._schemas = _Schemas(self.dataset)
+        self._keep_done()
         waiting: list[RowLine] = []
         tokens = 0
         for line, estimate in self._staged_lines():
@@ -73,8 +79,14 @@ class Planner:
             self._cut(waiting, tokens)
         if self.rows == 0:
             raise InvalidRequestError(f"Source {self.dataset.source_path} has no rows.", code="empty_source")
-        self._stage_faults()
-        return Plan(storage_key=self.prefix, rows_total=self.rows, rows_failed=self._faulty, chunks=self._chunks)
+        self._store_results()
+        return Plan(
+            storage_key=self.prefix,
+            rows_total=self.rows,
+            rows_done=self._results_stored,
+            rows_failed=self._faulty,
+            chunks=self._chunks,
+        )
 
     @property
     def _suffix(self) -> str:
@@ -110,9 +122,10 @@ class Planner:
             fault = rows.faults.get(position)
             messages = fault or self._messages(values)
             if isinstance(messages, Fault):
-                self._faults.append(ResultLine(row, "error", code=messages.code, error=messages.message))
-                if len(self._faults) >= self.chunk_rows:
-                    self._stage_faults()
+                self._faulty += 1
+                self._add_result(ResultLine(row, "error", code=messages.code, error=messages.message))
+                continue
+            if self._is_kept(row):
                 continue
             characters = sum(len(message["content"]) for message in messages)
             estimate = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + self._answer_tokens
@@ -125,12 +138,31 @@ class Planner:
         except NotTextError as error:
             return Fault("not_text", str(error))
 
-    def _stage_faults(self) -> None:
-        """Rows that cannot be asked have their result already: stored like a part, in pieces."""
-        if self._faults:
-            self.storage.put(f"{self.prefix}/{FAULTS_FOLDER}/{self._faulty:012d}.jsonl.zst", pack(self._faults))
-            self._faulty += len(self._faults)
-            self._faults = []
+    def _keep_done(self) -> None:
+        """Takes over the answers of the generation before: their rows are not asked again."""
+        for line in self.done_before:
+            if line.status == "success":
+                place, bit = divmod(line.row, 8)
+                self._kept.extend(bytes(max(0, place + 1 - len(self._kept))))
+                self._kept[place] |= 1 << bit
+                self._add_result(line)
+
+    def _is_kept(self, row: int) -> bool:
+        place, bit = divmod(row, 8)
+        return place < len(self._kept) and bool(self._kept[place] >> bit & 1)
+
+    def _add_result(self, line: ResultLine) -> None:
+        """A result that is known before anything runs is stored like a part's, in pieces."""
+        self._results.append(line)
+        if len(self._results) >= self.chunk_rows:
+            self._store_results()
+
+    def _store_results(self) -> None:
+        if self._results:
+            key = f"{self.prefix}/{RESULTS_FOLDER}/{self._results_stored:012d}.jsonl.zst"
+            self.storage.put(key, pack(self._results))
+            self._results_stored += len(self._results)
+            self._results = []
 
     def _cut(self, lines: list[RowLine], tokens: int) -> None:
         number = len(self._chunks)

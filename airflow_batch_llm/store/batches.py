@@ -56,8 +56,10 @@ class Plan:
 
     storage_key: str
     rows_total: int
+    rows_done: int
+    """Rows that have their result already: those that cannot be asked, and those that an earlier generation did."""
     rows_failed: int
-    """Rows that can not be asked (malformed, not text …): they have their result already."""
+    """Rows that cannot be asked (malformed, not text …)."""
     chunks: list[PlannedChunk]
 
 
@@ -99,9 +101,7 @@ class Batches:
             raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
         return row._asdict()
 
-    def page(
-        self, team: str, *, after: str | None, limit: int, key: str | None = None
-    ) -> list[Mapping[str, Any]]:
+    def page(self, team: str, *, after: str | None, limit: int, key: str | None = None) -> list[Mapping[str, Any]]:
         """One page, newest first, of the batches older than ``after`` (and, if given, under ``key``)."""
         query = select(batches).where(batches.c.team == team)
         if key is not None:
@@ -159,6 +159,19 @@ class Batches:
         with self._database.reading() as connection:
             return self._row(connection, duty.batch_id)
 
+    def generation_before(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The planned batch that this one goes on from: the generation before it, if that was of the same content."""
+        earlier = select(batches).where(
+            batches.c.team == batch["team"],
+            batches.c.key == batch["key"],
+            batches.c.generation < batch["generation"],
+        )
+        with self._database.reading() as connection:
+            row = connection.execute(earlier.order_by(batches.c.generation.desc()).limit(1)).first()
+        if row is None or row.content_sha256 != batch["content_sha256"] or row.plan_key is None:
+            return None
+        return row._asdict()
+
     def superseded(self, batch: Mapping[str, Any]) -> bool:
         """Whether a newer batch under the same key or in the same series has taken over this one's target."""
         same = batches.c.key == batch["key"]
@@ -189,7 +202,7 @@ class Batches:
                     in_progress_at=self._database.now(),
                     plan_key=plan.storage_key,
                     rows_total=plan.rows_total,
-                    rows_done=plan.rows_failed,
+                    rows_done=plan.rows_done,
                     rows_failed=plan.rows_failed,
                     chunks_total=len(plan.chunks),
                     trouble=None,
