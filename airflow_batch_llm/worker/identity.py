@@ -7,9 +7,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-ANSWER_FLAGS: Final = ("--dtype", "--quantization", "--lora-modules", "--chat-template", "--tokenizer", "--revision")
+ANSWER_FLAGS: Final = frozenset(
+    {
+        "--chat-template",
+        "--default-chat-template-kwargs",
+        "--dtype",
+        "--generation-config",
+        "--hf-overrides",
+        "--kv-cache-dtype",
+        "--lora-modules",
+        "--override-generation-config",
+        "--quantization",
+        "--reasoning-parser",
+        "--revision",
+        "--tokenizer",
+        "--tokenizer-revision",
+    }
+)
 """The flags of ``vllm serve`` that change what a model answers."""
 
+_SHORT_FLAGS: Final = {"-q": "--quantization"}
 WHOLE_FILE_BYTES: Final = 64 << 20
 EDGE_BYTES: Final = 1 << 20
 _SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".txt", ".safetensors", ".bin"})
@@ -22,7 +39,7 @@ def engine_identity(model: str, arguments: Sequence[str]) -> str:
     would cost more than it proves. A model that is no local folder counts by its name and ``--revision``.
     """
     digest = hashlib.sha256()
-    for flag in _answer_flags(arguments):
+    for flag in sorted(_answer_flags(arguments)):
         digest.update(f"{flag}\n".encode())
     folder = Path(model)
     if not folder.is_dir():
@@ -50,6 +67,7 @@ def _answer_flags(arguments: Sequence[str]) -> Iterator[str]:
     """The flags that count, each as ``--flag=value`` however it was written."""
     for position, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
+        flag = _SHORT_FLAGS.get(flag, flag).replace("_", "-")  # vLLM takes both
         if flag in ANSWER_FLAGS:
             value = value or next(iter(arguments[position + 1 : position + 2]), "")
             yield f"{flag}={value}"

@@ -226,6 +226,7 @@ class Runner:
     async def _given_up(self, work: ChunkWork, line: RowLine, error: NotTheRowsFaultError) -> bool:
         """A living engine that fails on a row again and again makes it an error; a dying one is charged to no row."""
         if await self.watch.died():
+            work.rows_lost += 1
             return False
         work.failures[line.row] += 1
         if work.failures[line.row] < ROW_TRIES:

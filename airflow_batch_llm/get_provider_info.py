@@ -1,0 +1,51 @@
+"""What Airflow knows of this package without importing the rest of it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_INTEGRATION: Final = "Batch LLM"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The provider's description, in the form of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-batch-llm",
+        "name": _INTEGRATION,
+        "description": "LLM steps over tables, done by a pool of your own GPUs running vLLM.",
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
+        "hooks": _modules("airflow_batch_llm.hooks.batch_llm"),
+        "operators": _modules("airflow_batch_llm.operators.batch_llm"),
+        "sensors": _modules("airflow_batch_llm.sensors.batch_llm"),
+        "triggers": _modules("airflow_batch_llm.triggers.batch_llm"),
+        "connection-types": [_connection_type()],
+        "extra-links": ["airflow_batch_llm.links.batch_llm.BatchLLMLink"],
+    }
+
+
+def _modules(name: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [name]}]
+
+
+def _connection_type() -> dict[str, Any]:
+    return {
+        "connection-type": "batch_llm",
+        "hook-class-name": "airflow_batch_llm.hooks.batch_llm.BatchLLMHook",
+        "hook-name": _INTEGRATION,
+        "ui-field-behaviour": {
+            "hidden-fields": ["login", "schema", "extra"],
+            "relabeling": {"host": "Service URL", "password": "Token"},
+            "placeholders": {
+                "host": "http://gpu-host:8765",
+                "port": "8765, unless the URL has it",
+                "password": "the content of the file `token` in the service's home",
+            },
+        },
+        "conn-fields": {
+            "deployment": {
+                "label": "Deployment",
+                "description": "This Airflow's name among those that share the service; [api] base_url unless given",
+                "schema": {"type": ["string", "null"]},
+            }
+        },
+    }

@@ -1,0 +1,62 @@
+"""Where the service is and how to be let in, as an Airflow connection says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import SplitResult, urlsplit
+
+from airflow.sdk import Connection
+
+from airflow_batch_llm.client.batch_client import AsyncBatchClient, BatchClient
+
+
+@dataclass(frozen=True)
+class ServiceAddress:
+    """A service's URL and the token it takes."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """What ``connection`` names. Raises ValueError where that is no address."""
+        return cls(_url(connection), (connection.password or "").strip() or None)
+
+    def client(self) -> BatchClient:
+        return BatchClient(self.url, self.token)
+
+    def async_client(self) -> AsyncBatchClient:
+        return AsyncBatchClient(self.url, self.token)
+
+    def batch_url(self, batch_id: str) -> str:
+        return f"{self.url}/v1/batches/{batch_id}"
+
+
+def _url(connection: Connection) -> str:
+    host = (connection.host or "").strip()
+    if not host:
+        raise ValueError(
+            f"Connection {connection.conn_id!r} has no host. Its host is the address of `batch-llm serve`, "
+            "for example http://gpu-host:8765."
+        )
+    url = host if "://" in host else f"{connection.schema or 'http'}://{host}"
+    return _with_port(url, connection.port, connection.conn_id).rstrip("/")
+
+
+def _with_port(url: str, port: int | None, conn_id: str) -> str:
+    try:
+        split = urlsplit(url)
+        named = split.port
+    except ValueError as error:
+        raise ValueError(f"Connection {conn_id!r} has the host {url!r}, which is no address: {error}.") from error
+    if split.scheme not in ("http", "https") or not split.hostname:
+        raise ValueError(
+            f"Connection {conn_id!r} has the host {url!r}, which is no http or https address. "
+            "It looks like http://gpu-host:8765."
+        )
+    return _joined(split, port) if port and named is None else url
+
+
+def _joined(split: SplitResult, port: int) -> str:
+    return split._replace(netloc=f"{split.netloc}:{port}").geturl()

@@ -1,0 +1,84 @@
+"""The Airflow connection of type ``batch_llm``, and clients of the service that it names."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.configuration import conf
+
+from airflow_batch_llm.client.batch_client import AsyncBatchClient, BatchClient
+from airflow_batch_llm.errors import BatchLLMError, UnauthorizedError
+from airflow_batch_llm.hooks.address import ServiceAddress
+from airflow_batch_llm.wire import ModelList
+
+
+class BatchLLMHook(BaseHook):
+    """Gives clients of the service that an Airflow connection names.
+
+    The connection's host is the service's URL (or host, port and schema apart), its password the token. The extra
+    ``deployment`` names this Airflow among those that share the service; see :attr:`deployment`.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "batch_llm_default"
+    conn_type = "batch_llm"
+    hook_name = "Batch LLM"
+
+    def __init__(self, conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+
+    @cached_property
+    def connection(self) -> Connection:
+        return self.get_connection(self.conn_id)
+
+    @cached_property
+    def address(self) -> ServiceAddress:
+        """URL and token, looked up once: what runs in a signal handler must not ask Airflow's supervisor again."""
+        return ServiceAddress.of(self.connection)
+
+    @property
+    def deployment(self) -> str:
+        """This Airflow's name in the keys of its batches: the extra ``deployment``, or else ``[api] base_url``.
+
+        Two Airflows that share a service and have the same name would take each other's batches for their own.
+        """
+        named = self.connection.extra_dejson.get("deployment")
+        return str(named or conf.get("api", "base_url", fallback=None) or "airflow").rstrip("/")
+
+    def get_conn(self) -> BatchClient:
+        """A new blocking client; the caller closes it."""
+        return self.address.client()
+
+    async def aget_conn(self) -> AsyncBatchClient:
+        """A new client for an event loop; the caller closes it."""
+        return ServiceAddress.of(await _aget_connection(self.conn_id)).async_client()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the service answers and takes the token, and a sentence on it for the connection's form."""
+        try:
+            with self.get_conn() as client:
+                return True, _greeting(client.url, client.models())
+        except UnauthorizedError as error:
+            return False, f"{error} In Airflow it is the connection's password."
+        except (BatchLLMError, ValueError) as error:
+            return False, str(error)
+
+
+def _greeting(url: str, models: ModelList) -> str:
+    answer = f"The batch service at {url} answers and takes the token."
+    if not models.data:
+        return f"{answer} No worker serves a model yet: a batch would wait for one."
+    names = ", ".join(sorted(model.id for model in models.data))
+    count = len(models.data)
+    return f"{answer} Its workers serve {count} {'model' if count == 1 else 'models'}: {names}."
+
+
+async def _aget_connection(conn_id: str) -> Connection:
+    try:
+        from airflow.providers.common.compat.connection import get_async_connection
+    except ImportError:
+        return await BaseHook.aget_connection(conn_id)
+    return await get_async_connection(conn_id)

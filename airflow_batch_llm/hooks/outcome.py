@@ -1,0 +1,83 @@
+"""What an ended batch means for its task: a value for XCom, or the exception that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_batch_llm.client.watch import raise_unless_completed
+from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
+from airflow_batch_llm.wire import Batch
+
+
+class Log(Protocol):
+    def info(self, event: str, *args: Any) -> Any: ...
+
+    def warning(self, event: str, *args: Any) -> Any: ...
+
+
+def outcome(batch: Batch, log: Log) -> dict[str, Any]:
+    """The manifest of a batch that completed, as JSON types, its counts logged.
+
+    A batch of a request file (OpenAI's form) has no manifest: the ids of its result files stand in its place.
+
+    Raises AirflowFailException for a batch that failed (its input is wrong, and would be wrong again), AirflowException
+    for one that was cancelled or expired (a retry goes on from what was done).
+    """
+    try:
+        raise_unless_completed(batch)
+    except BatchFailedError as error:
+        raise AirflowFailException(str(error)) from error
+    except BatchLLMError as error:
+        raise AirflowException(f"{error} A retry goes on from what was done.") from error
+    _log_counts(batch, log)
+    if batch.manifest is not None:
+        return batch.manifest.model_dump(mode="json")
+    return batch.model_dump(mode="json", include={"id", "status", "output_file_id", "error_file_id", "request_counts"})
+
+
+def asset_extra(batch: Batch) -> dict[str, Any]:
+    """What an asset event says of the batch that wrote the asset."""
+    manifest = batch.manifest
+    if manifest is None:
+        return {"batch_id": batch.id}
+    return {
+        "batch_id": batch.id,
+        "model": manifest.model,
+        "files": [file.uri for file in manifest.files],
+        "rows": manifest.rows,
+        "counts": dict(manifest.counts),
+    }
+
+
+@contextmanager
+def refusals_fail_the_task() -> Iterator[None]:
+    """Turns what the service refuses into a failure without retries: the same call would be refused again.
+
+    No answer stays an error that Airflow retries.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        raise AirflowFailException(f"The batch service refused this: {error}") from error
+
+
+def _log_counts(batch: Batch, log: Log) -> None:
+    counts, usage = batch.request_counts, batch.progress
+    log.info("::group::Counts of batch %s", batch.id)
+    log.info("Rows: %s, answered: %s, failed: %s", counts.total, counts.completed, counts.failed)
+    log.info("Tokens: %s of prompts, %s of answers", usage.prompt_tokens, usage.completion_tokens)
+    log.info("GPU-seconds: %.1f", usage.gpu_seconds)
+    for file in batch.manifest.files if batch.manifest else []:
+        log.info("Target: %s (%s rows, %s bytes)", file.uri, file.rows, file.bytes)
+    log.info("::endgroup::")
+    if counts.failed:
+        log.warning(
+            "%s of %s rows of batch %s failed: their llm_status is not `success`, and llm_error says why.",
+            counts.failed,
+            counts.total,
+            batch.id,
+        )

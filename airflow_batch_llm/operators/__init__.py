@@ -1,0 +1,1 @@
+"""Submits batches from Airflow tasks."""

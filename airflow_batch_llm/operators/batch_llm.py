@@ -1,0 +1,263 @@
+"""The operator that turns a table into another one with an LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Final
+
+from airflow.sdk import Asset, BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
+from pydantic import ValidationError
+
+from airflow_batch_llm import clock
+from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
+from airflow_batch_llm.hooks.outcome import asset_extra, outcome, refusals_fail_the_task
+from airflow_batch_llm.hooks.waiting import wait_here
+from airflow_batch_llm.links.batch_llm import BatchLLMLink
+from airflow_batch_llm.operators import arguments
+from airflow_batch_llm.operators.held_batch import HeldBatch
+from airflow_batch_llm.operators.submission import TaskBatchNames
+from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger, check_serialises
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec
+
+INLINE_POLL: Final = timedelta(seconds=1)
+"""How often a worker looks before it defers: it waits there for the short batches."""
+
+
+class BatchLLMOperator(BaseOperator):
+    """Has a pool of GPU workers answer one prompt per row of ``source``, and gives a table ``target`` with the answers.
+
+    The target has one row per source row, in the source's order. The task's result (XCom) is the batch's manifest: the
+    target's files, and the rows by status. Rows that failed are rows of the target and do not fail the task.
+
+    A retry finds the batch of the try before it, and a batch that ended early goes on from what was done. Clearing the
+    task submits anew. A batch that cannot be run at all (a wrong column, a target that exists) fails without retries.
+
+    :param source: Parquet, JSONL or CSV below one of the service's data roots (templated).
+    :param target: where the result goes, in the format that its ending names (templated).
+    :param model: a model that the pool's workers serve (templated).
+    :param prompt: what to ask of each row; ``{column}`` becomes the row's value. Never a Jinja template, since data and
+        prompts are full of braces: bring Jinja values in by ``constants``.
+    :param messages: instead of ``prompt``, a conversation: a list of ``{"role": …, "content": …}``.
+    :param system_prompt: goes before ``prompt``, with placeholders of its own.
+    :param constants: values for placeholders that are the same in every row (templated): ``{"day": "{{ ds }}"}``.
+    :param choices: the only answers allowed.
+    :param passthrough: the source columns that the target repeats; all unless given.
+    :param overwrite: whether a target that something else wrote may be replaced.
+    :param max_tokens: longest answer. ``temperature`` (0 unless given), ``top_p`` and ``seed`` are the engine's too.
+    :param parameters: further sampling parameters of the engine's chat completions, such as ``stop``.
+    :param priority: batches with a higher number go first, from -1000 to 1000.
+    :param conn_id: a connection of type ``batch_llm``.
+    :param wait_for_completion: if False, the task ends at once with the batch's id as its result, for a
+        ``BatchLLMSensor`` to wait on.
+    :param deferrable: whether to wait in the triggerer, which is the default whatever
+        ``[operators] default_deferrable`` says, because a batch takes long and a worker slot is dear.
+    :param cancel_on_kill: whether the batch is cancelled with the task: killed, failed, cleared or timed out.
+    :param poll_interval: seconds between two looks at the batch.
+    :param timeout: how long the batch may take in all, counted anew in each try.
+    :param inline_wait: seconds to wait in the worker before deferring. A batch shorter than this never defers.
+    """
+
+    template_fields: Sequence[str] = ("source", "target", "model", "constants")
+    operator_extra_links = (BatchLLMLink(),)
+    ui_color = "#e8e3f7"
+
+    batch_url: str | None = None
+    """Where the batch is, for the link; set once it is submitted."""
+    _held: HeldBatch | None = None
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        target: str,
+        model: str,
+        prompt: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        system_prompt: str | None = None,
+        constants: dict[str, Any] | None = None,
+        choices: Sequence[str] | None = None,
+        passthrough: Sequence[str] | None = None,
+        overwrite: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        conn_id: str = BatchLLMHook.default_conn_name,
+        wait_for_completion: bool = True,
+        deferrable: bool = True,
+        cancel_on_kill: bool = True,
+        poll_interval: float = 5.0,
+        timeout: timedelta | None = None,
+        inline_wait: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        arguments.check_place("source", source)
+        arguments.check_place("target", target)
+        arguments.check_constants(constants)
+        arguments.check_choices(choices)
+        arguments.check_priority(priority)
+        arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        self.source = source
+        self.target = target
+        self.model = model
+        self.constants = constants
+        self.messages = arguments.as_messages(prompt=prompt, messages=messages, system_prompt=system_prompt)
+        self.choices = None if choices is None else list(choices)
+        self.passthrough = None if passthrough is None else list(passthrough)
+        self.overwrite = overwrite
+        self.parameters = arguments.as_parameters(sampling, parameters)
+        self.priority = priority
+        self.conn_id = conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.cancel_on_kill = cancel_on_kill
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.inline_wait = inline_wait
+
+    @cached_property
+    def hook(self) -> BatchLLMHook:
+        return BatchLLMHook(self.conn_id)
+
+    def execute(self, context: Context) -> Any:
+        """Submits the batch, or finds it again, and waits for it: here at first, then deferred."""
+        started = clock.now()
+        names = self._names(context)
+        check_serialises(self._trigger("batch_0", names.holder))
+        batch = self._submitted(names)
+        if not self.wait_for_completion:
+            return batch.id
+        batch = self._waited_here(batch, names, started)
+        if batch.status.ended:
+            return self._finished(batch, context)
+        return self.defer(
+            trigger=self._trigger(batch.id, names.holder), method_name="execute_complete", timeout=self._left(started)
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any], **_: Any) -> Any:
+        """Takes over when the batch has ended. Knows nothing but the event, and asks the service for the rest."""
+        if "error" in event:
+            raise AirflowException(
+                f"Batch {event['batch_id']} cannot be followed any more: {event['error']} "
+                "A retry finds it again, or submits it anew if it is gone."
+            )
+        self.batch_url = self.hook.address.batch_url(event["batch_id"])
+        with self.hook.get_conn() as client:
+            batch = client.get(event["batch_id"])
+        return self._finished(batch, context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Continues after the deferral. If that timed out or its trigger died, the batch is cancelled first."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout as error:
+            end = self._end_after_deferral(context)
+            raise TaskDeferralTimeout(f"The batch was not done within {self.timeout}. {end}") from error
+        except TaskDeferralError as error:
+            raise TaskDeferralError(f"{error}. {self._end_after_deferral(context)}") from error
+
+    def on_kill(self) -> None:
+        """Cancels the batch when the task is killed while it runs on a worker. Airflow may call this in a signal."""
+        if self._held is not None:
+            self.log.info("%s", self._end(self._held))
+
+    def _names(self, context: Context) -> TaskBatchNames:
+        return TaskBatchNames.of(context["ti"], self.hook.deployment)
+
+    def _submitted(self, names: TaskBatchNames) -> Batch:
+        create = self._create(names)
+        with refusals_fail_the_task(), self.hook.get_conn() as client:
+            batch = client.submit(create)
+        self._held = HeldBatch(self.hook.address, batch.id, names.holder)
+        self.batch_url = self.hook.address.batch_url(batch.id)
+        self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
+        return batch
+
+    def _create(self, names: TaskBatchNames) -> BatchCreate:
+        try:
+            return BatchCreate(
+                dataset=self._dataset(),
+                model=self.model,
+                key=names.key,
+                series=names.series,
+                holder=names.holder,
+                priority=self.priority,
+            )
+        except ValidationError as error:
+            raise AirflowFailException(
+                f"Rendered, the arguments make no batch. Nothing was submitted. {error}"
+            ) from error
+
+    def _dataset(self) -> DatasetSpec:
+        return DatasetSpec(
+            source=self.source,
+            target=self.target,
+            messages=self.messages,
+            constants=self.constants or {},
+            passthrough=self.passthrough,
+            choices=self.choices,
+            parameters=self.parameters,
+            overwrite=self.overwrite,
+        )
+
+    def _waited_here(self, batch: Batch, names: TaskBatchNames, started: datetime) -> Batch:
+        """The batch after the inline wait; for a task that does not defer, once it ended."""
+        if batch.status.ended:
+            return batch
+        at_most, every = self._left(started), timedelta(seconds=self.poll_interval)
+        if self.deferrable:
+            inline = timedelta(seconds=self.inline_wait)
+            at_most = inline if at_most is None else min(inline, at_most)
+            every = min(every, INLINE_POLL)
+        ended = wait_here(self.hook.address, batch.id, poll_interval=every, at_most=at_most, log=self.log)
+        if ended is None and not self.deferrable:
+            end = self._end(HeldBatch(self.hook.address, batch.id, names.holder))
+            raise AirflowException(f"The batch was not done within {self.timeout}. {end}")
+        return ended or batch
+
+    def _left(self, started: datetime) -> timedelta | None:
+        """How much of the timeout is left; at least a second, so that there is one way of timing out."""
+        if self.timeout is None:
+            return None
+        return max(self.timeout - (clock.now() - started), timedelta(seconds=1))
+
+    def _finished(self, batch: Batch, context: Context) -> dict[str, Any]:
+        self._held = None
+        result = outcome(batch, self.log)
+        for asset in self.outlets:
+            if isinstance(asset, Asset):
+                context["outlet_events"][asset].extra = asset_extra(batch)
+        return result
+
+    def _end_after_deferral(self, context: Context) -> str:
+        """Ends the batch that this try deferred for: by its key, because a failed deferral has lost its id."""
+        try:
+            names = self._names(context)
+            with self.hook.get_conn() as client:
+                batch = client.find(names.key)
+        except (BatchLLMError, ValueError, AirflowException) as error:
+            return f"Its batch could not be found and may go on: {error}"
+        if batch is None:
+            return "Its batch is gone."
+        self.batch_url = self.hook.address.batch_url(batch.id)
+        return self._end(HeldBatch(self.hook.address, batch.id, names.holder))
+
+    def _end(self, held: HeldBatch) -> str:
+        return held.cancel() if self.cancel_on_kill else f"Batch {held.batch_id} goes on: cancel_on_kill is off."
+
+    def _trigger(self, batch_id: str, holder: str) -> BatchLLMTrigger:
+        return BatchLLMTrigger(
+            conn_id=self.conn_id,
+            batch_id=batch_id,
+            holder=holder,
+            poll_interval=self.poll_interval,
+            cancel_on_kill=self.cancel_on_kill,
+        )

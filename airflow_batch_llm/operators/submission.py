@@ -1,0 +1,35 @@
+"""How a task instance names its batch, so that a retry finds it again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+LONGEST: Final = 512
+"""What the service takes. Airflow allows 250 characters each for the ids of Dag, task and run."""
+
+
+@dataclass(frozen=True)
+class TaskBatchNames:
+    """The names under which one life of a task instance submits.
+
+    ``key`` stays through retries and changes when the task is cleared, because Airflow raises ``max_tries`` then.
+    ``series`` stays through both. ``holder`` is this try.
+    """
+
+    key: str
+    series: str
+    holder: str
+
+    @classmethod
+    def of(cls, ti: Any, deployment: str) -> Self:
+        series = f"{deployment}/{ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}"
+        return cls(key=_fitted(f"{series}/{ti.max_tries}"), series=_fitted(series), holder=str(ti.id))
+
+
+def _fitted(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name[: LONGEST - len(digest) - 1]}~{digest}"

@@ -1,0 +1,1 @@
+"""What Airflow loads by itself. Imported in every Airflow process, so it stays light."""

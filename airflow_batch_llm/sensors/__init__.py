@@ -1,0 +1,1 @@
+"""Waits for batches that something else submitted."""

@@ -1,0 +1,129 @@
+"""Waits in the triggerer for a batch's end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_batch_llm import clock
+from airflow_batch_llm.client.watch import Watch
+from airflow_batch_llm.errors import ConflictError, RefusedError
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
+from airflow_batch_llm.hooks.waiting import ended_batch
+
+DEFERRED: Final = "deferred"
+SETTLE: Final = timedelta(seconds=5)
+"""Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
+
+
+class BatchLLMTrigger(BaseTrigger):
+    """Gives one event when the batch has ended: ``{"batch_id", "status"}``, or ``{"batch_id", "error"}`` where the
+    service refuses to tell.
+
+    Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
+    the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
+    trigger), provided that ``holder`` still holds the batch.
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        batch_id: str,
+        holder: str | None = None,
+        poll_interval: float = 5.0,
+        *,
+        cancel_on_kill: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.conn_id = conn_id
+        self.batch_id = batch_id
+        self.holder = holder
+        self.poll_interval = poll_interval
+        self.cancel_on_kill = cancel_on_kill
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "airflow_batch_llm.triggers.batch_llm.BatchLLMTrigger",
+            {
+                "conn_id": self.conn_id,
+                "batch_id": self.batch_id,
+                "holder": self.holder,
+                "poll_interval": self.poll_interval,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """One event, and the end right after it: a trigger that went on would be taken for a killed one."""
+        started = clock.now()
+        event = await self._event()
+        await _settle(started)
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def on_kill(self) -> None:
+        """Cancels the batch when a user ended the task, and leaves it alone when another triggerer took the task over.
+
+        Airflow 3.3 calls this in both cases; while another triggerer has it, the task is still deferred. If the state
+        cannot be read, nothing is cancelled: Airflow logs why.
+        """
+        if not self.cancel_on_kill:
+            return
+        if await self._task_state() == DEFERRED:
+            self.log.info("The task is still deferred: batch %s goes on under another triggerer.", self.batch_id)
+            return
+        await self._cancel()
+
+    async def _event(self) -> dict[str, Any]:
+        poll_interval = timedelta(seconds=self.poll_interval)
+        try:
+            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
+                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log)
+        except RefusedError as error:
+            return {"batch_id": self.batch_id, "error": str(error)}
+        return {"batch_id": self.batch_id, "status": batch.status.value}
+
+    async def _task_state(self) -> str | None:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ti = self.task_instance
+        if ti is None:
+            return None
+        map_index = -1 if ti.map_index is None else ti.map_index
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=map_index
+        )
+        state: str | None = states.get(ti.run_id, {}).get(ti.task_id if map_index < 0 else f"{ti.task_id}_{map_index}")
+        return state
+
+    async def _cancel(self) -> None:
+        try:
+            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
+                await client.cancel(self.batch_id, holder=self.holder)
+        except ConflictError as error:
+            self.log.info("Not cancelled: %s", error)
+        else:
+            self.log.info("The task was ended from outside: batch %s is being cancelled.", self.batch_id)
+
+
+def check_serialises(trigger: BaseTrigger) -> None:
+    """Raises TypeError unless ``trigger`` is made of plain JSON values, which every Airflow can store.
+
+    Airflow finds out itself only when the task defers, when the batch already runs.
+    """
+    path, arguments = trigger.serialize()
+    try:
+        json.dumps(arguments)
+    except TypeError as error:
+        raise TypeError(f"The task could not defer, so nothing was submitted: {path}: {error}.") from error
+
+
+async def _settle(started: datetime) -> None:
+    left = started + SETTLE - clock.now()
+    if left > timedelta(0):
+        await asyncio.sleep(left.total_seconds())
