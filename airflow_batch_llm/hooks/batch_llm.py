@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +10,7 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
 
 from airflow_batch_llm.client.batch_client import AsyncBatchClient, BatchClient
-from airflow_batch_llm.errors import BatchLLMError, UnauthorizedError
+from airflow_batch_llm.errors import BatchLLMError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.hooks.address import ServiceAddress
 from airflow_batch_llm.wire import ModelList
 
@@ -54,7 +55,9 @@ class BatchLLMHook(BaseHook):
 
     async def aget_conn(self) -> AsyncBatchClient:
         """A new client for an event loop; the caller closes it."""
-        return ServiceAddress.of(await _aget_connection(self.conn_id)).async_client()
+        address = ServiceAddress.of(await _aget_connection(self.conn_id))
+        # Making one reads the certificates from disk, which would hold up every other trigger.
+        return await asyncio.to_thread(address.async_client)
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the service answers and takes the token, and a sentence on it for the connection's form."""
@@ -63,6 +66,8 @@ class BatchLLMHook(BaseHook):
                 return True, _greeting(client.url, client.models())
         except UnauthorizedError as error:
             return False, f"{error} In Airflow it is the connection's password."
+        except NotFoundError as error:
+            return False, f"There is no batch service at {self.address.url}, only something else that answers: {error}"
         except (BatchLLMError, ValueError) as error:
             return False, str(error)
 

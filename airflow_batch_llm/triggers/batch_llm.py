@@ -18,6 +18,8 @@ from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
 
 DEFERRED: Final = "deferred"
+ENDINGS: Final[set[asyncio.Task[None]]] = set()
+"""What goes on after its trigger; an event loop itself keeps no task alive."""
 SETTLE: Final = timedelta(seconds=5)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
@@ -70,14 +72,24 @@ class BatchLLMTrigger(BaseTrigger):
         """Cancels the batch when a user ended the task, and leaves it alone when another triggerer took the task over.
 
         Airflow 3.3 calls this in both cases; while another triggerer has it, the task is still deferred. If the state
-        cannot be read, nothing is cancelled: Airflow logs why.
+        cannot be read, nothing is cancelled.
         """
         if not self.cancel_on_kill:
             return
-        if await self._task_state() == DEFERRED:
-            self.log.info("The task is still deferred: batch %s goes on under another triggerer.", self.batch_id)
-            return
-        await self._cancel()
+        # Airflow 3.3 cancels the caller anew with every look at its database, about once a second, and says nothing.
+        ending = asyncio.create_task(self._end())
+        ENDINGS.add(ending)
+        ending.add_done_callback(ENDINGS.discard)
+        await asyncio.shield(ending)
+
+    async def _end(self) -> None:
+        try:
+            if await self._task_state() == DEFERRED:
+                self.log.info("The task is still deferred: batch %s goes on under another triggerer.", self.batch_id)
+            else:
+                await self._cancel()
+        except Exception:  # nobody is left to raise to
+            self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
     async def _event(self) -> dict[str, Any]:
         poll_interval = timedelta(seconds=self.poll_interval)

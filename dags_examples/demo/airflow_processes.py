@@ -9,7 +9,8 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,7 +21,13 @@ from pool import free_port
 
 from airflow_batch_llm.child_process import end_group, start_child
 
-COMPONENTS: Final = ("api-server", "scheduler", "dag-processor", "triggerer")
+COMPONENTS: Final[Mapping[str, Sequence[str]]] = {
+    "api-server": (),
+    # Their log servers would listen on every interface, and the logs are on this machine anyway.
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
 WATCHED: Final = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 START_SECONDS: Final = 300.0
 STOP_SECONDS: Final = 10.0
@@ -55,17 +62,23 @@ class AirflowProcesses:
     ) -> None:
         self.stop()
 
+    def processes(self) -> list[psutil.Process]:
+        """The four that run, and all that they started."""
+        started = [psutil.Process(child.pid) for child in self._children.values() if child.poll() is None]
+        return [*started, *(found for process in started for found in process.children(recursive=True))]
+
     def stop(self) -> None:
         """Ends the four processes and all that they started."""
-        started = [psutil.Process(child.pid) for child in self._children.values() if child.poll() is None]
-        family = [relative for process in started for relative in process.children(recursive=True)]
+        family = self.processes()
         for child in self._children.values():
             if child.poll() is None:
                 child.terminate()
         for child in self._children.values():
             end_group(child, grace_seconds=STOP_SECONDS)
-        for process in [relative for relative in family if relative.is_running()]:
-            _kill(process)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=STOP_SECONDS)
         self._children.clear()
         self._http.close()
 
@@ -76,12 +89,12 @@ class AirflowProcesses:
             PARSE_SECONDS,
             f"the Dag {dag_id} is parsed; see {self.log_of('dag-processor')}",
         )
-        self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
-        run = self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})
+        self.call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+        run = self.call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})
         return str(run["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        return str(self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+        return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def wait_for_run(self, dag_id: str, run_id: str, *, seconds: float = 180.0) -> str:
         """The state in which the run ended."""
@@ -95,7 +108,7 @@ class AirflowProcesses:
         _until(lambda: self.task_states(dag_id, run_id).get(task_id) == state, seconds, what)
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")[
+        found: list[dict[str, Any]] = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")[
             "task_instances"
         ]
         return found
@@ -107,19 +120,26 @@ class AirflowProcesses:
     def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1) -> str:
         """What the task logged so far, on the worker and in the triggerer, one event a line."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        content = self._call("GET", path, params={"full_content": True})["content"]
+        content = self.call("GET", path, params={"full_content": True})["content"]
         return "\n".join(str(line["event"]) if isinstance(line, dict) else str(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value") -> Any:
         """What the task left under ``key``, as Python values."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self._call("GET", path, params={"deserialize": False, "stringify": False})["value"]
+        return self.call("GET", path, params={"deserialize": False, "stringify": False})["value"]
 
     def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str | None]:
         """The extra links of a task, by their name."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
-        found: dict[str, str | None] = self._call("GET", path)["extra_links"]
+        found: dict[str, str | None] = self.call("GET", path)["extra_links"]
         return found
+
+    def call(self, method: str, path: str, **request: Any) -> Any:
+        """What Airflow's REST API answers below ``/api/v2``. Raises RuntimeError if it refuses."""
+        response = self._http.request(method, f"/api/v2{path}", headers={"Accept": "application/json"}, **request)
+        if not response.is_success:
+            raise RuntimeError(f"Airflow answered {method} {path} with {response.status_code}: {response.text[:500]}")
+        return response.json()
 
     def log_of(self, component: str) -> Path:
         """The file with what a process printed."""
@@ -131,8 +151,8 @@ class AirflowProcesses:
         _until(lambda: self._children["db-migrate"].poll() is not None, START_SECONDS, "the database is made")
         if self._children.pop("db-migrate").returncode != 0:
             raise RuntimeError(f"`airflow db migrate` failed. See {self.log_of('db-migrate')}.")
-        for component in COMPONENTS:
-            self._spawn(component, component)
+        for component, options in COMPONENTS.items():
+            self._spawn(component, component, *options)
         _until(self._healthy, START_SECONDS, f"all four processes are healthy; see the logs in {self.home}")
         token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
@@ -157,12 +177,6 @@ class AirflowProcesses:
     def _knows(self, dag_id: str) -> bool:
         return self._http.get(f"/api/v2/dags/{dag_id}").is_success
 
-    def _call(self, method: str, path: str, **request: Any) -> Any:
-        response = self._http.request(method, f"/api/v2{path}", headers={"Accept": "application/json"}, **request)
-        if not response.is_success:
-            raise RuntimeError(f"Airflow answered {method} {path} with {response.status_code}: {response.text[:500]}")
-        return response.json()
-
     def _settings(self, dags: Path) -> dict[str, str]:
         return {
             "AIRFLOW_HOME": str(self.home),
@@ -182,8 +196,6 @@ class AirflowProcesses:
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         }
@@ -195,10 +207,3 @@ def _until(check: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"Waited {seconds:.0f} s in vain until {what}.")
         time.sleep(LOOK_SECONDS)
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return

@@ -1,0 +1,117 @@
+"""A Dag through a real Airflow and a pool with real vLLM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from airflow_processes import AirflowProcesses
+from pool import ROOT, Pool
+
+pytestmark = [pytest.mark.airflow, pytest.mark.vllm]
+
+DAG = """
+from airflow.sdk import Asset, dag, task
+from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+
+
+@dag(schedule=None)
+def long_batch():
+    classify = BatchLLMOperator(
+        task_id="classify",
+        source="packages.parquet",
+        target="long.parquet",
+        model="{model}",
+        prompt="Describe this package for {{day}}: {{description}}",
+        constants={{"day": "{{{{ run_id }}}}"}},
+        max_tokens=64,
+        inline_wait=0,
+        poll_interval=0.5,
+        outlets=[Asset(name="labels", uri="file:///labels")],
+    )
+
+    @task
+    def count_rows(manifest):
+        import pyarrow.parquet as pq
+
+        return pq.read_table(manifest["files"][0]["uri"]).num_rows
+
+    count_rows(classify.output)
+
+
+long_batch()
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
+    folder = tmp_path_factory.mktemp("airflow")
+    dags = folder / "dags"
+    dags.mkdir()
+    (dags / "long_batch.py").write_text(textwrap.dedent(DAG.format(model=pool.model)))
+    shutil.copy(ROOT / "dags_examples" / "classify_packages.py", dags)
+    shutil.copy(ROOT / "dags_examples" / "data" / "packages.parquet", pool.data_root)
+    connection = {"conn_type": "batch_llm", "host": pool.url, "password": pool.token}
+    environment = {"AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection)}
+    with AirflowProcesses(folder / "home", dags=dags, environment=environment) as started:
+        yield started
+
+
+def test_a_task_defers_shows_its_progress_and_hands_its_target_on(airflow: AirflowProcesses, pool: Pool) -> None:
+    run_id = airflow.trigger("long_batch")
+    airflow.wait_for_task("long_batch", run_id, "classify", "deferred")
+    while_deferred = log_while_deferred(airflow, run_id)
+    assert "rows (" in while_deferred
+    assert airflow.wait_for_run("long_batch", run_id) == "success"
+
+    manifest = airflow.xcom("long_batch", run_id, "classify")
+    rows = pq.ParquetFile(pool.data_root / "packages.parquet").metadata.num_rows
+    assert manifest["rows"] == sum(manifest["counts"].values()) == rows
+    assert airflow.xcom("long_batch", run_id, "count_rows") == rows
+    batch_url = f"{pool.url}/v1/batches/{manifest['batch_id']}"
+    assert airflow.links("long_batch", run_id, "classify") == {"Batch": batch_url}
+    event = airflow.call("GET", "/assets/events", params={"source_dag_id": "long_batch"})["asset_events"][0]
+    assert event["extra"]["batch_id"] == manifest["batch_id"]
+    assert event["extra"]["counts"] == manifest["counts"]
+    assert "::group::Counts of batch" in airflow.task_log("long_batch", run_id, "classify")
+
+
+def test_the_example_dag_labels_every_package(airflow: AirflowProcesses, pool: Pool) -> None:
+    run_id = airflow.trigger("classify_packages", conf={"model": pool.model})
+    assert airflow.wait_for_run("classify_packages", run_id) == "success"
+    labels = airflow.xcom("classify_packages", run_id, "count_labels")
+    manifest: dict[str, Any] = airflow.xcom("classify_packages", run_id, "classify")
+    assert sum(labels.values()) == manifest["rows"]
+
+
+def test_the_connections_test_button_tells_right_from_wrong(airflow: AirflowProcesses, pool: Pool) -> None:
+    connection = {"connection_id": "pool", "conn_type": "batch_llm", "host": pool.url}
+    right = airflow.call("POST", "/connections/test", json={**connection, "password": pool.token})
+    wrong = airflow.call("POST", "/connections/test", json={**connection, "password": "wrong"})
+    assert right["status"] is True
+    assert f"1 model: {pool.model}" in right["message"]
+    assert wrong["status"] is False
+    assert "token" in wrong["message"]
+
+
+def test_nothing_runs_on_after_the_end(airflow: AirflowProcesses) -> None:
+    """The last one: it ends the Airflow of the others."""
+    family = airflow.processes()
+    assert len(family) >= 4
+    airflow.stop()
+    assert [process for process in family if process.is_running()] == []
+
+
+def log_while_deferred(airflow: AirflowProcesses, run_id: str) -> str:
+    """The task's log with a line of progress, read before the task went on."""
+    while True:
+        log = airflow.task_log("long_batch", run_id, "classify")
+        state = airflow.task_states("long_batch", run_id)["classify"]
+        assert state == "deferred", f"The task is {state}, and logged until now: {log}"
+        if "rows (" in log:
+            return log

@@ -1,0 +1,160 @@
+"""The operator against a real service: what it submits, when it defers, and who may cancel."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout, TaskDeferred
+from conftest import task_instance
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+
+pytestmark = pytest.mark.airflow
+
+TIMED_OUT = {"error": "Trigger timeout"}
+CANCELLED = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+
+
+def operator(**changes: Any) -> BatchLLMOperator:
+    arguments = {
+        "source": "reviews.parquet",
+        "target": "labels.parquet",
+        "model": "tiny",
+        "prompt": "{text}?",
+        "inline_wait": 0.0,
+        **changes,
+    }
+    return BatchLLMOperator(task_id="classify", **arguments)
+
+
+def deferred(ti: Any, **changes: Any) -> tuple[BatchLLMOperator, TaskDeferred]:
+    task = operator(**changes)
+    with pytest.raises(TaskDeferred) as deferral:
+        task.execute({"ti": ti})
+    return task, deferral.value
+
+
+def test_a_batch_that_is_not_done_at_once_defers(connected: Any) -> None:
+    ti = task_instance()
+    task, deferral = deferred(ti, timeout=timedelta(hours=1))
+    batch = connected.client.get(deferral.trigger.batch_id)
+    assert batch.holder == deferral.trigger.holder == str(ti.id)
+    assert batch.series is not None
+    assert batch.key == f"{batch.series}/2"
+    assert deferral.method_name == "execute_complete"
+    assert timedelta(minutes=59) < deferral.timeout <= timedelta(hours=1)
+    assert task.operator_extra_links[0].get_link(task, ti_key=None) == f"{connected.url}/v1/batches/{batch.id}"
+
+
+def test_a_retry_finds_the_batch_of_the_try_before_it_and_becomes_its_holder(connected: Any) -> None:
+    _, first = deferred(task_instance())
+    _, retry = deferred(task_instance())
+    assert retry.trigger.batch_id == first.trigger.batch_id
+    assert connected.client.get(first.trigger.batch_id).holder == retry.trigger.holder
+
+
+def test_a_cleared_task_submits_anew_and_ends_the_batch_before(connected: Any) -> None:
+    _, first = deferred(task_instance(max_tries=2))
+    _, cleared = deferred(task_instance(max_tries=5))
+    assert cleared.trigger.batch_id != first.trigger.batch_id
+    assert connected.client.get(first.trigger.batch_id).status in CANCELLED
+
+
+def test_nothing_is_submitted_if_the_task_could_not_defer(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = operator()
+    task.poll_interval = timedelta(seconds=5)
+    with pytest.raises(TypeError, match="nothing was submitted"):
+        task.execute({"ti": task_instance()})
+    assert connected.client.list().data == []
+
+
+def test_what_the_service_refuses_fails_without_retries(connected: Any) -> None:
+    with pytest.raises(AirflowFailException, match="words"):
+        operator(prompt="{words}?").execute({"ti": task_instance()})
+
+
+def test_a_task_that_does_not_wait_gives_the_batch_id(connected: Any) -> None:
+    batch_id = operator(wait_for_completion=False).execute({"ti": task_instance()})
+    assert not connected.client.get(batch_id).status.ended
+
+
+def test_a_killed_task_cancels_its_batch(connected: Any) -> None:
+    task, deferral = deferred(task_instance())
+    task.on_kill()
+    assert connected.client.get(deferral.trigger.batch_id).status in CANCELLED
+
+
+def test_a_killed_task_leaves_its_batch_alone_if_told_so(connected: Any) -> None:
+    task, deferral = deferred(task_instance(), cancel_on_kill=False)
+    task.on_kill()
+    assert connected.client.get(deferral.trigger.batch_id).status not in CANCELLED
+
+
+def test_a_try_cannot_cancel_the_batch_of_the_try_after_it(connected: Any) -> None:
+    old, _ = deferred(task_instance())
+    _, new = deferred(task_instance())
+    old.on_kill()
+    assert connected.client.get(new.trigger.batch_id).status not in CANCELLED
+
+
+def test_a_deferral_that_timed_out_cancels_the_batch(connected: Any) -> None:
+    ti = task_instance()
+    _, deferral = deferred(ti)
+    resumed = operator()
+    with pytest.raises(TaskDeferralTimeout, match=deferral.trigger.batch_id):
+        resumed.resume_execution("__fail__", TIMED_OUT, {"ti": ti})
+    assert connected.client.get(deferral.trigger.batch_id).status in CANCELLED
+    assert resumed.batch_url is not None
+
+
+def test_a_deferral_that_timed_out_leaves_the_batch_to_a_later_holder(connected: Any) -> None:
+    old = task_instance()
+    deferred(old)
+    _, new = deferred(task_instance())
+    with pytest.raises(TaskDeferralTimeout, match="was not cancelled"):
+        operator().resume_execution("__fail__", TIMED_OUT, {"ti": old})
+    assert connected.client.get(new.trigger.batch_id).status not in CANCELLED
+
+
+def test_a_resumed_task_needs_the_event_alone(connected: Any) -> None:
+    _, deferral = deferred(task_instance())
+    batch_id = deferral.trigger.batch_id
+    end(connected, batch_id)
+    resumed = operator()
+    with pytest.raises(AirflowException, match="cancelled") as failure:
+        resumed.resume_execution(
+            "execute_complete", {"event": {"batch_id": batch_id, "status": "cancelled"}}, {"ti": task_instance()}
+        )
+    assert not isinstance(failure.value, AirflowFailException)
+    assert resumed.batch_url == f"{connected.url}/v1/batches/{batch_id}"
+
+
+def test_an_event_with_an_error_fails_and_may_be_retried(connected: Any) -> None:
+    with pytest.raises(AirflowException, match="No such batch") as failure:
+        operator().execute_complete({}, {"batch_id": "batch_x", "error": "No such batch."})
+    assert not isinstance(failure.value, AirflowFailException)
+
+
+def test_a_task_that_waits_in_the_worker_gives_up_after_its_timeout(connected: Any) -> None:
+    ti = task_instance()
+    with pytest.raises(AirflowException, match="not done within"):
+        operator(deferrable=False, poll_interval=0.1, timeout=timedelta(seconds=0.5)).execute({"ti": ti})
+    assert connected.client.list().data[0].status in CANCELLED
+
+
+def test_a_batch_that_ends_during_the_inline_wait_never_defers(connected: Any) -> None:
+    ender = threading.Timer(1.0, lambda: end(connected, connected.client.list().data[0].id))
+    ender.start()
+    with pytest.raises(AirflowException, match="cancelled"):
+        operator(inline_wait=20.0).execute({"ti": task_instance()})
+    ender.join()
+
+
+def end(connected: Any, batch_id: str) -> None:
+    connected.client.cancel(batch_id)
+    while not connected.client.get(batch_id).status.ended:
+        assert connected.plan() or connected.assemble()

@@ -1,0 +1,145 @@
+"""The trigger against a real service: one event, ids only, and a cancel that is fenced twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+from airflow.sdk.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
+from conftest import task_instance
+
+from airflow_batch_llm.triggers.batch_llm import ENDINGS, BatchLLMTrigger, check_serialises
+from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
+
+pytestmark = pytest.mark.airflow
+
+CONN_ID = "batch_llm_default"
+GONE = ("cancelling", "cancelled")
+
+
+@pytest.fixture
+def batch_id(connected: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.SETTLE", timedelta(0))
+    dataset = DatasetSpec(
+        source="reviews.parquet", target="labels.parquet", messages=[Message(role="user", content="{text}")]
+    )
+    return str(connected.client.submit(BatchCreate(dataset=dataset, model="tiny", holder="try-1")).id)
+
+
+def trigger(batch_id: str, *, map_index: int = -1, **changes: Any) -> BatchLLMTrigger:
+    made = BatchLLMTrigger(CONN_ID, batch_id, **{"holder": "try-1", "cancel_on_kill": True, **changes})
+    made.task_instance = task_instance(map_index=map_index)
+    return made
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What Airflow says of the tasks of the run."""
+    known: dict[str, Any] = {}
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: {"manual__1": known})
+    return known
+
+
+def test_a_trigger_survives_airflows_storing_of_it() -> None:
+    path, arguments = trigger("batch_1").serialize()
+    again = import_string(path)(**deserialize(serialize(arguments)))
+    assert again.serialize() == (path, arguments)
+
+
+def test_a_trigger_holds_ids_and_numbers_only() -> None:
+    _, arguments = trigger("batch_1").serialize()
+    assert sorted(arguments) == ["batch_id", "cancel_on_kill", "conn_id", "holder", "poll_interval"]
+
+
+def test_what_airflow_could_not_store_is_refused() -> None:
+    with pytest.raises(TypeError, match="could not defer"):
+        check_serialises(trigger("batch_1", poll_interval=timedelta(seconds=5)))
+
+
+async def test_a_trigger_gives_one_event_and_ends(connected: Any, batch_id: str) -> None:
+    connected.client.cancel(batch_id)
+    while not connected.client.get(batch_id).status.ended:
+        assert connected.plan() or connected.assemble()
+    events = [event.payload async for event in trigger(batch_id, poll_interval=0.1).run()]
+    assert events == [{"batch_id": batch_id, "status": "cancelled"}]
+
+
+async def test_a_batch_that_is_gone_is_an_event_too(connected: Any, batch_id: str) -> None:
+    events = [event.payload async for event in trigger("batch_nowhere").run()]
+    assert [event["batch_id"] for event in events] == ["batch_nowhere"]
+    assert "batch_nowhere" in events[0]["error"]
+
+
+@pytest.mark.parametrize("ended_as", ["failed", "success", "skipped", None])
+async def test_a_task_ended_by_a_user_cancels_its_batch(
+    ended_as: str | None, connected: Any, batch_id: str, states: dict[str, Any]
+) -> None:
+    states["classify"] = ended_as
+    await trigger(batch_id).on_kill()
+    assert connected.client.get(batch_id).status in GONE
+
+
+@pytest.mark.parametrize(("map_index", "name"), [(-1, "classify"), (3, "classify_3")])
+async def test_a_trigger_that_moves_to_another_triggerer_cancels_nothing(
+    map_index: int, name: str, connected: Any, batch_id: str, states: dict[str, Any]
+) -> None:
+    states[name] = "deferred"
+    await trigger(batch_id, map_index=map_index).on_kill()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+async def test_a_state_that_cannot_be_read_cancels_nothing(
+    connected: Any, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(**_: Any) -> None:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", unreadable)
+    await trigger(batch_id).on_kill()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+async def test_a_holder_that_was_replaced_cancels_nothing(
+    connected: Any, batch_id: str, states: dict[str, Any]
+) -> None:
+    states["classify"] = "running"
+    await trigger(batch_id, holder="try-0").on_kill()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+async def test_a_trigger_told_not_to_cancels_nothing(connected: Any, batch_id: str, states: dict[str, Any]) -> None:
+    states["classify"] = "failed"
+    await trigger(batch_id, cancel_on_kill=False).on_kill()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+async def test_a_cancel_that_airflow_interrupts_is_carried_through(
+    connected: Any, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(**_: Any) -> dict[str, Any]:
+        asked.set()
+        answer.wait()
+        return {"manual__1": {"classify": "failed"}}
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", slow)
+    killing = asyncio.create_task(trigger(batch_id).on_kill())
+    await asyncio.to_thread(asked.wait)
+    killing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await killing
+    answer.set()
+    await asyncio.gather(*ENDINGS)
+    assert connected.client.get(batch_id).status in GONE
+
+
+async def test_cleanup_never_cancels(connected: Any, batch_id: str, states: dict[str, Any]) -> None:
+    states["classify"] = "failed"
+    await trigger(batch_id).cleanup()
+    assert connected.client.get(batch_id).status not in GONE

@@ -1,0 +1,130 @@
+"""An OpenAI-compatible server that does as a test says. It marks every answer, so that none can pass for a model's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from aiohttp import web
+
+MARK = "FAKE: "
+
+Trouble = Literal["500", "drop", "abort", "unknown reason", "no reason"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A row came in, or its answer went out."""
+
+    what: Literal["in", "out"]
+    batch_id: str
+    row: int
+
+
+@dataclass
+class FakeEngine:
+    """Answers ``FAKE: `` and the row's last message, after the troubles that a test set."""
+
+    model: str = "fake"
+    healthy: bool = True
+    delay: float = 0.0
+    prompt_tokens: int = 10
+    completion_tokens: int = 5
+    refused_word: str | None = None
+    """Rows that contain it get the 400 of a prompt that is too long."""
+    troubles: defaultdict[int, deque[Trouble]] = field(default_factory=lambda: defaultdict(deque))
+    """What a row (by number) meets at its next tries, one after another, before it is answered."""
+    always: dict[int, Trouble] = field(default_factory=dict)
+    held: set[int] | None = field(default_factory=set)
+    """Rows that get no answer until :meth:`let_go`; None for all."""
+
+    asked: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often each (batch id, row) came in."""
+    moments: list[Moment] = field(default_factory=list)
+    looks: int = 0
+    """How often somebody asked which models are served."""
+    answered: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    _gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._completion)
+        # A row whose client is gone is no longer in flight, as with vLLM.
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._gate.set()
+        await self._runner.cleanup()
+
+    def let_go(self) -> None:
+        """Answers the held rows, and holds no more."""
+        self.held = set()
+        self._gate.set()
+
+    @property
+    def rows_asked_twice(self) -> dict[tuple[str, int], int]:
+        return {row: times for row, times in self.asked.items() if times > 1}
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self.looks += 1
+        if not self.healthy:
+            return web.Response(status=503)
+        return web.json_response({"data": [{"id": self.model}]})
+
+    async def _completion(self, request: web.Request) -> web.Response:
+        batch_id, _, row = request.headers["X-Request-Id"].rpartition("-")
+        body = await request.json()
+        self.bodies.append(body)
+        self.asked[batch_id, int(row)] += 1
+        self.moments.append(Moment("in", batch_id, int(row)))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay)
+            if self.held is None or int(row) in self.held:
+                await self._gate.wait()
+            return self._answer(request, int(row), body["messages"][-1]["content"])
+        finally:
+            self.in_flight -= 1
+            self.moments.append(Moment("out", batch_id, int(row)))
+
+    def _answer(self, request: web.Request, row: int, text: str) -> web.Response:
+        trouble = self.always.get(row) or (self.troubles[row].popleft() if self.troubles[row] else None)
+        if not self.healthy or trouble == "500":
+            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
+        if trouble == "drop":
+            assert request.transport is not None
+            request.transport.abort()
+        if self.refused_word is not None and self.refused_word in text:
+            return self._too_long()
+        self.answered += trouble is None
+        return web.json_response(self._completion_of(text, trouble))
+
+    def _too_long(self) -> web.Response:
+        self.answered += 1
+        message = "This model's maximum context length is 1024 tokens. However, your prompt contains at least 1025."
+        problem = {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}
+        return web.json_response({"error": problem}, status=400)
+
+    def _completion_of(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+        reason = {"abort": "abort", "unknown reason": "repetition", "no reason": None}.get(trouble or "", "stop")
+        content = MARK + (text if reason == "stop" else text[:1])
+        return {
+            "choices": [{"index": 0, "message": {"content": content}, "finish_reason": reason}],
+            "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
+        }
