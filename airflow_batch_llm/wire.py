@@ -65,7 +65,7 @@ class BatchCreate(BaseModel):
     metadata: dict[str, str] | None = None
 
     dataset: DatasetSpec | None = None
-    model: str | None = None
+    model: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     key: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Chosen by the client: submitting twice with one key gives one living batch."""
     series: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None

@@ -83,6 +83,8 @@ def _lease_lost(request: Request, error: Exception) -> JSONResponse:
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for nothing else)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _problem(400, f"The body is not JSON: {first['ctx']['error']}. Nothing was done.", "invalid_json")
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     return _problem(400, f"{place}: {first['msg']}. Nothing was done.", "invalid_request", place)
 

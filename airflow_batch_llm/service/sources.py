@@ -224,4 +224,4 @@ def _check_names(path: Path, columns: list[str]) -> None:
 
 
 def _refused(code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(message, code=code, param="dataset.source")
+    return InvalidRequestError(f"{message} Nothing was submitted.", code=code, param="dataset.source")

@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any
 
 import orjson
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import OUTPUT_COLUMNS
@@ -20,32 +21,35 @@ from airflow_batch_llm.service.targets import check_carries, check_format, check
 from airflow_batch_llm.service.template import Template
 from airflow_batch_llm.wire import DatasetSpec
 
-PARAMETERS: Final = frozenset(
-    {
-        "bad_words",
-        "chat_template_kwargs",
-        "frequency_penalty",
-        "ignore_eos",
-        "logit_bias",
-        "max_completion_tokens",
-        "max_tokens",
-        "min_p",
-        "min_tokens",
-        "presence_penalty",
-        "reasoning_effort",
-        "repetition_penalty",
-        "response_format",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "structured_outputs",
-        "temperature",
-        "top_k",
-        "top_p",
-    }
-)
-"""What may stand in ``parameters``: fields of vLLM's chat completions that shape one text answer.
-The engine ignores a field that it does not know, so a misspelt one is refused here."""
+
+class SamplingParameters(BaseModel):
+    """What may stand in ``parameters``: fields of vLLM's chat completions that shape one text answer.
+
+    The engine ignores a field that it does not know, so a misspelt one is refused here.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    bad_words: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    reasoning_effort: str | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    response_format: dict[str, Any] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,10 @@ def check_dataset(spec: DatasetSpec, places: Places, *, owners: set[str]) -> Che
     check_format(target_path)
     source = open_source(source_path)
     templates = [(message.role, Template.parse(message.content)) for message in spec.messages]
-    checked = CheckedDataset(source_path, target_path, source, templates, _passthrough(spec, source))
-    _check_names(spec, checked)
+    passthrough = _passthrough(spec, source)
+    checked = CheckedDataset(source_path, target_path, source, templates, passthrough)
     _check_first_rows(checked)
+    _check_names(spec, checked)
     if isinstance(source, ParquetSource):
         check_carries(target_path, pa.schema([source.schema.field(name) for name in checked.passthrough]))
     if source_path == target_path:
@@ -107,14 +112,21 @@ def content_sha256(spec: DatasetSpec, model: str, endpoint: str, source_path: Pa
 
 
 def _check_parameters(spec: DatasetSpec) -> None:
-    unknown = sorted(set(spec.parameters) - PARAMETERS)
-    if unknown:
+    try:
+        SamplingParameters.model_validate(spec.parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        if first["type"] == "extra_forbidden":
+            raise _refused(
+                "unknown_parameter",
+                f"Parameter {name!r} is not one that a table batch can pass to the engine, which would ignore it "
+                f"in silence. Known are: {', '.join(SamplingParameters.model_fields)}.",
+                "parameters",
+            ) from error
         raise _refused(
-            "unknown_parameter",
-            f"Parameter {unknown[0]!r} is not one that a table batch can pass to the engine, which would ignore it "
-            f"in silence. Known are: {', '.join(sorted(PARAMETERS))}.",
-            "parameters",
-        )
+            "invalid_parameter", f"Parameter {name!r} is {first['input']!r}: {first['msg']}.", "parameters"
+        ) from error
     if spec.choices is not None:
         if len(set(spec.choices)) < len(spec.choices):
             raise _refused("invalid_choices", "Two of the choices are the same.", "choices")
@@ -161,7 +173,7 @@ def _check_names(spec: DatasetSpec, checked: CheckedDataset) -> None:
 
 
 def _check_first_rows(checked: CheckedDataset) -> None:
-    first = next(checked.source.batches(used=checked.used, kept=checked.passthrough), None)
+    first = next(checked.source.batches(used=set(), kept=checked.passthrough), None)
     if first is None or len(first) == 0:
         raise _refused("empty_source", f"Source {checked.source_path} has no rows.", "source")
     if len(first.faults) == len(first):

@@ -145,7 +145,11 @@ def _answered(row: int, choice: _Choice, usage: _Usage, choices: frozenset[str] 
         cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None,
         completion_tokens=usage.completion_tokens or 0,
     )
-    if choices is not None and result.output not in choices:
+    if result.output is None:
+        result.status = "invalid_output"
+        result.code = "no_text"
+        result.error = f"The engine gave no text (finish reason {choice.finish_reason})."
+    elif choices is not None and result.output not in choices:
         result.status = "invalid_output"
         result.code = "not_a_choice"
         result.error = f"The answer is none of the {len(choices)} choices (finish reason {choice.finish_reason})."

@@ -63,15 +63,18 @@ class EngineWatch:
         return await asyncio.shield(self._probe)
 
     async def _look(self) -> bool:
+        if await self._lives():
+            return False
+        self.up.clear()  # at once, so that no row is sent before the engine is back
+        return True
+
+    async def _lives(self) -> bool:
         if self.process:
             for _ in range(int(DYING_SECONDS / LOOK_SECONDS)):
                 if self._exited() or not self.up.is_set():
-                    return True
+                    return False
                 await asyncio.sleep(LOOK_SECONDS)
-        if await self._engine.healthy():
-            return False
-        self.up.clear()
-        return True
+        return await self._engine.healthy()
 
     def _exited(self) -> bool:
         return self.process is not None and self.process.exit_code() is not None

@@ -186,10 +186,9 @@ class Runner:
         return work.lost or work.stopping or work.engine_died or self._draining.is_set()
 
     async def _send_next(self, work: ChunkWork) -> None:
+        await self._window.acquire()
         if not self.watch.up.is_set():  # it died while the chunk was claimed, or a row saw it before the watch did
             work.end_by_engine_death()
-            return
-        await self._window.acquire()
         if self._must_end(work) or not work.todo:
             self._window.release()
             return

@@ -29,6 +29,7 @@ COMPONENTS: Final[Mapping[str, Sequence[str]]] = {
     "triggerer": ("--skip-serve-logs",),
 }
 WATCHED: Final = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+TASK_ENDED: Final = ("success", "failed", "skipped", "upstream_failed", "removed")
 START_SECONDS: Final = 300.0
 STOP_SECONDS: Final = 10.0
 PARSE_SECONDS: Final = 120.0
@@ -103,9 +104,15 @@ class AirflowProcesses:
         return self.run_state(dag_id, run_id)
 
     def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, *, seconds: float = 120.0) -> None:
-        """Returns when the task is seen in ``state``."""
-        what = f"task {task_id} is {state}"
-        _until(lambda: self.task_states(dag_id, run_id).get(task_id) == state, seconds, what)
+        """Returns when the task is seen in ``state``. Raises RuntimeError if it ended in another one."""
+
+        def reached() -> bool:
+            seen = self.task_states(dag_id, run_id).get(task_id)
+            if seen in TASK_ENDED and seen != state:
+                raise RuntimeError(f"Task {task_id} of run {run_id} is {seen} and will not be {state}.")
+            return seen == state
+
+        _until(reached, seconds, f"task {task_id} is {state}")
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")[

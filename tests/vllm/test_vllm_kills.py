@@ -18,7 +18,7 @@ from pathlib import Path
 import pool as demo_pool
 import psutil
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from airflow_batch_llm.child_process import named_pid
 from airflow_batch_llm.models import DutyKind
@@ -93,6 +93,11 @@ class Killable(Tables):
         query = select(attempts.c.outcome).join(chunks, chunks.c.id == attempts.c.chunk_id)
         with self.database.reading() as connection:
             return Counter(connection.scalars(query.where(chunks.c.batch_id == batch_id)))
+
+    def rows_lost(self, batch_id: str) -> int:
+        query = select(func.sum(attempts.c.rows_lost)).join(chunks, chunks.c.id == attempts.c.chunk_id)
+        with self.database.reading() as connection:
+            return connection.scalar(query.where(chunks.c.batch_id == batch_id)) or 0
 
     def duty(self, batch_id: str, kind: DutyKind) -> tuple[int, int | None]:
         """The attempt at a duty, and the process that holds it now."""
@@ -175,6 +180,7 @@ def test_a_killed_engine_comes_back_and_only_rows_in_flight_run_twice(killable: 
     assert _check(killable, "engine", batch_id) <= WINDOW
     assert killable.engine.pid != before.pid
     assert killable.outcomes(batch_id)["engine_died"] >= 1
+    assert 1 <= killable.rows_lost(batch_id) <= WINDOW
 
 
 def test_a_killed_worker_comes_back_and_only_uncommitted_rows_run_twice(killable: Killable) -> None:

@@ -1,0 +1,102 @@
+"""Whether a supervised engine lives: any exit that nobody asked for is a death, and a 500 alone is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from airflow_batch_llm.errors import EngineStartError
+from airflow_batch_llm.settings import EngineSettings
+from airflow_batch_llm.worker import engine_watch
+from airflow_batch_llm.worker.engine import Engine
+from airflow_batch_llm.worker.engine_watch import EngineWatch
+from airflow_batch_llm.worker.vllm_process import VllmProcess
+from tests.worker.conftest import soon
+from tests.worker.fake_engine import FakeEngine
+
+LIVES = "import time; time.sleep(60)"
+
+
+def _process(folder: Path, code: str) -> VllmProcess:
+    """A process that runs ``code`` where `vllm serve` would be."""
+    settings = EngineSettings(model="m", served_model_name="fake", command=(sys.executable, "-c", code))
+    return VllmProcess(settings, folder / "engine.sock", folder / "engine.log")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(engine_watch, "DYING_SECONDS", 0.2)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def engine(fake: FakeEngine) -> AsyncIterator[Engine]:
+    async with Engine(model="fake", base_url=fake.url) as engine:
+        yield engine
+
+
+async def test_a_living_engine_that_failed_on_a_row_is_not_dead(tmp_path: Path, engine: Engine) -> None:
+    watch = EngineWatch(_process(tmp_path, LIVES))
+    await watch.start(engine)
+    try:
+        assert not await watch.died()
+        assert watch.up.is_set()
+    finally:
+        watch.stop()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+async def test_an_engine_that_ended_is_dead_whatever_its_code_and_gets_no_more_rows(
+    tmp_path: Path, engine: Engine, code: int
+) -> None:
+    watch = EngineWatch(_process(tmp_path, f"raise SystemExit({code})"))
+    await watch.start(engine)
+    try:
+        assert await watch.died()
+        assert not watch.up.is_set()
+    finally:
+        watch.stop()
+
+
+async def test_an_engine_that_lives_and_does_not_answer_is_dead(
+    tmp_path: Path, engine: Engine, fake: FakeEngine
+) -> None:
+    watch = EngineWatch(_process(tmp_path, LIVES))
+    await watch.start(engine)
+    try:
+        fake.healthy = False
+        assert await watch.died()
+        assert not watch.up.is_set()
+    finally:
+        watch.stop()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_an_engine_that_ends_before_it_is_ready_says_why(
+    tmp_path: Path, engine: Engine, fake: FakeEngine, code: int
+) -> None:
+    fake.healthy = False
+    watch = EngineWatch(_process(tmp_path, f"print('no such model'); raise SystemExit({code})"))
+    with pytest.raises(EngineStartError, match=rf"(?s)ended with code {code} before it was ready.*no such model"):
+        await watch.start(engine)
+
+
+async def test_a_stale_socket_is_out_of_the_way_before_the_engine_starts(tmp_path: Path) -> None:
+    process = _process(tmp_path, LIVES)
+    process.socket.write_text("")
+    process.start()
+    try:
+        assert not process.socket.exists()
+        await soon(lambda: process.exit_code() is None)
+    finally:
+        process.stop()
+    assert process.exit_code() is not None
