@@ -94,10 +94,16 @@ def test_an_engines_long_error_text_is_cut() -> None:
     assert result.error == "x" * MESSAGE_LENGTH
 
 
-@pytest.mark.parametrize("output", ["qu", "", None, "Price", "price "])
+@pytest.mark.parametrize("output", ["qu", "", "Price", "price "])
 def test_an_answer_that_is_none_of_the_choices_is_kept_and_not_a_success(output: str | None) -> None:
     result = judge(4, 200, _completion(output, "length"), frozenset({"price", "quality"}))
     assert (result.status, result.code, result.output) == ("invalid_output", "not_a_choice", output)
+
+
+@pytest.mark.parametrize("choices", [None, frozenset({"price", "quality"})])
+def test_an_answer_without_a_text_is_no_success(choices: frozenset[str] | None) -> None:
+    result = judge(4, 200, _completion(None, "length"), choices)
+    assert (result.status, result.code, result.output) == ("invalid_output", "no_text", None)
 
 
 def test_a_choice_is_a_success() -> None:
