@@ -30,7 +30,7 @@ from tests.vllm.conftest import Tables, sample_texts
 
 pytestmark = pytest.mark.vllm
 
-ROWS = 2_500
+ROWS = int(os.environ.get("KILL_ROWS", "2500"))
 MAX_NUM_SEQS = 64
 WINDOW = 2 * MAX_NUM_SEQS
 

@@ -1,0 +1,82 @@
+"""A worker without an engine, over the real worker API: it answers each row with its number."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from typing import Any
+
+from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.worker.service_link import ServiceLink
+from airflow_batch_llm.worker_wire import (
+    Claim,
+    PartRecord,
+    Registration,
+    ResultLine,
+    RowLine,
+    ServedModel,
+    pack,
+    unpack,
+)
+from tests.conftest import RunningService
+
+
+class AnsweringWorker:
+    """Does chunks in parts of ``part_rows``, in an order of its own."""
+
+    def __init__(self, service: RunningService, *, part_rows: int = 3) -> None:
+        self.link = ServiceLink(service.url, service.token)
+        self.part_rows = part_rows
+        served = ServedModel(model="m", endpoint=CHAT_COMPLETIONS)
+        self.worker_id = self.link.register(Registration(name="w", version="1", models=[served])).worker_id
+
+    def claim(self) -> tuple[Claim, list[RowLine]] | None:
+        claim = self.link.claim(self.worker_id)
+        if claim is None:
+            return None
+        lines = [line for line in unpack(io.BytesIO(self.link.rows(claim)), RowLine) if line.row not in claim.done]
+        random.Random(claim.chunk_id).shuffle(lines)
+        return claim, lines
+
+    def store(self, claim: Claim, number: int, lines: list[RowLine]) -> PartRecord:
+        results = [
+            ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
+            for line in lines
+        ]
+        content = pack(results)
+        self.link.put_part(claim, number, content)
+        return PartRecord(
+            number=number,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            rows=len(lines),
+            rows_failed=0,
+            prompt_tokens=len(lines),
+            cached_tokens=0,
+            completion_tokens=0,
+            gpu_seconds=0.0,
+        )
+
+    def work(self) -> int:
+        """Does all chunks there are; gives how many rows that were."""
+        done = 0
+        while (claimed := self.claim()) is not None:
+            claim, lines = claimed
+            pieces = [lines[at : at + self.part_rows] for at in range(0, len(lines), self.part_rows)]
+            for number, piece in enumerate(pieces[:-1]):
+                self.link.extend(claim, [self.store(claim, number, piece)])
+            self.link.commit(claim, [self.store(claim, len(pieces), pieces[-1])] if pieces else [])
+            done += len(lines)
+        return done
+
+
+def answer_all(service: RunningService, batch: Batch, *, assemble_once: bool = False) -> list[dict[str, Any]]:
+    """Plans, answers and assembles a batch; gives its target's rows (none if it did not end)."""
+    while service.plan():
+        pass
+    AnsweringWorker(service).work()
+    while service.assemble() and not assemble_once:
+        pass
+    return list(service.client.results(batch.id)) if service.client.get(batch.id).status.ended else []

@@ -1,0 +1,191 @@
+"""Bad input gets a clear error, and nothing is lost: each case with the sentence that a user sees."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service import duties
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
+from tests.conftest import RunningService
+from tests.service.answering import answer_all
+
+
+def submit(
+    service: RunningService, source: str, target: str = "target.parquet", *, prompt: str = "{a}", **spec: Any
+) -> Batch:
+    named = {name: spec.pop(name) for name in ("key", "series") if name in spec}
+    dataset = DatasetSpec(source=source, target=target, messages=[Message(role="user", content=prompt)], **spec)
+    return service.client.submit(BatchCreate(dataset=dataset, model="m", **named))
+
+
+def write(folder: Path) -> None:
+    """The tables of the cases."""
+    (folder / "ok.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    (folder / "ok.csv").write_text("a,b\n1,x\n2,y\n")
+    (folder / "empty.jsonl").write_bytes(b"")
+    (folder / "blank.jsonl").write_bytes(b"\n \n")
+    (folder / "empty.csv").write_bytes(b"")
+    (folder / "header.csv").write_text("a,b\n")
+    (folder / "latin.csv").write_bytes("a\né\n".encode("latin-1"))
+    (folder / "latin_names.csv").write_bytes("é\nx\n".encode("latin-1"))
+    (folder / "twice.csv").write_text("a,a\n1,2\n")
+    (folder / "open_quote.csv").write_text('a,b\n1,"x\n2,y\n')
+    (folder / "is_csv.jsonl").write_text("a,b\n1,2\n")
+    (folder / "not.parquet").write_bytes(b"nope")
+    (folder / "table.txt").write_text("a\n1\n")
+    (folder / "folder.csv").mkdir()
+    (folder / "out").symlink_to("/etc")
+    (folder / "taken.parquet").write_bytes(b"somebody's")
+    pq.write_table(pa.table({"a": pa.array([], pa.int64())}), folder / "empty.parquet")
+    pq.write_table(pa.table({"a": [1], "llm_output": ["x"]}), folder / "clash.parquet")
+    pq.write_table(pa.table({"a": [1], "n": [[1, 2]]}), folder / "nested.parquet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ({"source": "ok.csv", "prompt": "{zz}"}, "unknown_column", "{zz}, which is neither a column"),
+        ({"source": "empty.parquet"}, "empty_source", "has no rows"),
+        ({"source": "empty.jsonl"}, "empty_source", "has no rows"),
+        ({"source": "blank.jsonl"}, "empty_source", "has no rows"),
+        ({"source": "header.csv"}, "empty_source", "has no rows"),
+        ({"source": "empty.csv"}, "empty_source", "not even a line of column names"),
+        ({"source": "clash.parquet"}, "column_clash", "'llm_output', which is the name of an output column"),
+        ({"source": "ok.csv", "target": "taken.parquet"}, "target_exists", "no manifest stands beside it"),
+        ({"source": "latin.csv"}, "source_unreadable", "The record that ends at line 2 is not UTF-8"),
+        ({"source": "latin_names.csv"}, "invalid_utf8", "its first line has other bytes"),
+        ({"source": "twice.csv"}, "duplicate_column", "more than one column named 'a'"),
+        ({"source": "open_quote.csv"}, "invalid_csv", "cannot be read as CSV at line 3"),
+        ({"source": "is_csv.jsonl"}, "source_unreadable", "Line 1 is not valid JSON"),
+        ({"source": "not.parquet"}, "source_unreadable", "is not a readable Parquet file"),
+        ({"source": "table.txt"}, "format_not_supported", "ends in .txt"),
+        ({"source": "folder.csv"}, "source_is_folder", "is a folder"),
+        ({"source": "gone.csv"}, "source_not_found", "does not exist"),
+        ({"source": "ok.csv", "target": "x.txt"}, "format_not_supported", "ends in .txt"),
+        ({"source": "ok.csv", "target": "ok.csv"}, "target_is_source", "is the source itself"),
+        ({"source": "nested.parquet", "target": "x.csv"}, "column_not_supported", "'n' is of type list"),
+        ({"source": "ok.csv", "passthrough": ["zz"]}, "unknown_column", "passthrough names 'zz'"),
+        ({"source": "ok.csv", "constants": {"a": 1}}, "constant_clash", "'a' is also a column"),
+        ({"source": "ok.csv", "parameters": {"guided_choice": []}}, "unknown_parameter", "ignore it in silence"),
+        ({"source": "ok.csv", "parameters": {"temperature": "hot"}}, "invalid_parameter", "'temperature' is 'hot'"),
+        ({"source": "ok.csv", "parameters": {"seed": 2**70}}, "invalid_parameter", "'seed' is"),
+        ({"source": "ok.csv", "choices": ["x", "x"]}, "invalid_choices", "are the same"),
+        ({"source": "/etc/passwd"}, "place_not_allowed", "outside the data root"),
+        ({"source": "../ok.csv"}, "place_not_allowed", "outside the data root"),
+        ({"source": "out/passwd"}, "place_not_allowed", "outside the data root"),
+        ({"source": "file:///etc/passwd"}, "place_not_allowed", "outside the data root"),
+        ({"source": "ok.csv", "target": "out/x.csv"}, "place_not_allowed", "outside the data root"),
+        ({"source": "ok.csv", "target": "/tmp/x.csv"}, "place_not_allowed", "outside the data root"),
+        ({"source": "http://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "s3://bucket/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "file://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "a\0.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+    ],
+)
+def test_what_is_wrong_is_said_at_submit(
+    service: RunningService, arguments: dict[str, Any], code: str, says: str
+) -> None:
+    write(service.data_root)
+    with pytest.raises(InvalidRequestError) as caught:
+        submit(service, **arguments)
+    assert caught.value.code == code
+    assert says in caught.value.message
+    assert "Nothing was submitted." in caught.value.message
+    assert service.client.list().data == []
+
+
+def test_a_target_may_be_replaced_when_told_so(service: RunningService) -> None:
+    write(service.data_root)
+    batch = submit(service, "ok.csv", "taken.parquet", overwrite=True)
+    assert len(answer_all(service, batch)) == 2
+
+
+@pytest.mark.parametrize("named", [{"key": "k", "series": "s"}, {"key": "k"}])
+def test_a_target_may_be_replaced_by_a_later_batch_of_its_series_but_by_no_other(
+    service: RunningService, named: dict[str, str]
+) -> None:
+    write(service.data_root)
+    answer_all(service, submit(service, "ok.csv", **named))
+    with pytest.raises(InvalidRequestError, match="wrote it"):
+        submit(service, "ok.csv", key="another")
+    if "series" in named:
+        assert len(answer_all(service, submit(service, "ok.csv", key="k/2", series="s"))) == 2
+
+
+def test_a_model_that_no_worker_serves_is_waited_for_and_that_is_said(service: RunningService) -> None:
+    write(service.data_root)
+    batch = submit(service, "ok.csv")
+    service.plan()
+    waiting = service.client.get(batch.id).progress.waiting_for
+    assert waiting is not None
+    assert "no living worker serves model 'm'" in waiting
+
+
+def test_a_broken_json_line_is_an_error_row_with_its_number_and_the_others_are_unharmed(
+    service: RunningService,
+) -> None:
+    lines = [b'{"a": 1}', b'{"a":', b"[1]", b"\xff", b'{"a": 5, "llm_status": 1}', b"", b'{"a": 6}']
+    (service.data_root / "broken.jsonl").write_bytes(b"\n".join(lines))
+    rows = answer_all(service, submit(service, "broken.jsonl", "target.jsonl"))
+    assert [row["llm_status"] for row in rows] == ["success", *["error"] * 4, "success"]
+    says = ["Line 2 is not valid JSON", "Line 3 holds list", "Line 4 is not", "Line 5 has 'llm_status'"]
+    for row, sentence in zip(rows[1:5], says, strict=True):
+        assert sentence in row["llm_error"]
+    assert [row.get("a") for row in rows] == [1, None, None, None, None, 6]
+
+
+def test_a_ragged_csv_record_is_an_error_row_with_its_line(service: RunningService) -> None:
+    (service.data_root / "ragged.csv").write_text("a,b\n1,x\n2\n3,y,z\n4,w\n")
+    rows = answer_all(service, submit(service, "ragged.csv"))
+    assert [row["llm_status"] for row in rows] == ["success", "error", "error", "success"]
+    assert "ends at line 3 has 1 fields" in rows[1]["llm_error"]
+    assert "ends at line 4 has 3 fields" in rows[2]["llm_error"]
+
+
+def test_fields_of_mixed_types_are_refused_by_parquet_and_kept_by_json_lines(service: RunningService) -> None:
+    (service.data_root / "mixed.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
+    failed = submit(service, "mixed.jsonl", "target.parquet")
+    service.plan()
+    errors = service.client.get(failed.id).errors
+    assert errors is not None
+    assert (errors.data[0].code, service.client.get(failed.id).status) == ("mixed_types", "failed")
+    rows = answer_all(service, submit(service, "mixed.jsonl", "target.jsonl"))
+    assert [row["a"] for row in rows] == [1, "x"]
+
+
+def test_a_source_that_changed_after_the_submit_is_not_run(service: RunningService) -> None:
+    write(service.data_root)
+    batch = submit(service, "ok.csv")
+    (service.data_root / "ok.csv").write_text("a,b\n7,x\n8,y\n9,z\n")
+    service.plan()
+    ended = service.client.get(batch.id)
+    assert ended.status == "failed"
+    assert ended.errors is not None
+    assert ended.errors.data[0].code == "source_changed"
+
+
+def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(service.data_root)
+    batch = submit(service, "ok.csv")
+    monkeypatch.setattr(duties, "RETRY_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(duties, "publish", _disk_full)
+        assert answer_all(service, batch, assemble_once=True) == []
+    waiting = service.client.get(batch.id)
+    assert waiting.status == "finalizing"
+    assert "No space left on device" in (waiting.progress.waiting_for or "")
+    service.assemble()
+    assert service.client.get(batch.id).status == "completed"
+
+
+def _disk_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "target.parquet")
