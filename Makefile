@@ -44,10 +44,11 @@ demo: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python dags_examples/demo/run.py
 
 test: $(INSTALLED) $(TINY_MODEL)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"
+	.venv/bin/python -m pytest -m "airflow or vllm"
 
 test-fast: $(INSTALLED)
-	.venv/bin/python -m pytest -m "not airflow and not vllm"
+	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -254,6 +255,11 @@ def _explained() -> Iterator[None]:
     except BatchLLMError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, BatchEndedError) else 1)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        err.print(f"{place}: {first['msg']}. Nothing was sent.", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 def _client(url: str, home: Path) -> BatchClient:

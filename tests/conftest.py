@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
+from airflow_batch_llm.store.database import Database
 
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
 
@@ -61,11 +63,23 @@ class RunningService:
         return runner(DutyKind.ASSEMBLE, self.settings).run_once()
 
 
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite store, for tests that only need one: making it anew each time costs most of their time."""
+    path = tmp_path_factory.mktemp("store") / "store.sqlite"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> ServiceSettings:
-    data = tmp_path / "data"
+def settings(tmp_path: Path, migrated_store: Path) -> ServiceSettings:
+    home, data = tmp_path / "home", tmp_path / "data"
+    home.mkdir(mode=0o700)
     data.mkdir()
-    return ServiceSettings(home=tmp_path / "home", data_roots=(data,), port=free_port(), lease_seconds=5.0)
+    shutil.copy(migrated_store, home)
+    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ class BatchClient:
             if not response.is_success:
                 response.read()
             checked(response, self.url)
-            for line in response.iter_lines():
+            for line in _lines(response.iter_bytes()):
                 yield json.loads(line)
 
     def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
@@ -174,6 +174,16 @@ class AsyncBatchClient:
     async def _translated(self) -> AsyncIterator[None]:
         with translated(self.url):
             yield
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut at line feeds only: a JSON text may hold the other characters that end a line in Unicode."""
+    rest = b""
+    for block in blocks:
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def _headers(token: str | None) -> dict[str, str]:

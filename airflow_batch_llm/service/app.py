@@ -91,7 +91,8 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for nothing else)
-    return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", "not_found")
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", code)
 
 
 def _storage_trouble(request: Request, error: Exception) -> JSONResponse:

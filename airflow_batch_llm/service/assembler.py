@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.planner import RESULTS_FOLDER, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
-from airflow_batch_llm.service.sources import LINE, ROWS
+from airflow_batch_llm.service.sources import LINE, ROWS, typed_lines
 from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, open_writer
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.worker_wire import ResultLine, unpack
@@ -108,7 +107,7 @@ class Assembler:
             must_type = names == [STAGED_LINE] and schema.names != [LINE]
             for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
                 staged = batch.select(names)
-                yield start, _typed(staged, schema) if must_type else staged
+                yield start, typed_lines(staged, schema) if must_type else staged
                 start += batch.num_rows
 
     def _sorted_results(self, folder: Path) -> _Results:
@@ -173,8 +172,3 @@ def _table(lines: list[ResultLine]) -> pa.Table:
     ]
     arrays = [pa.array(column, f.type) for column, f in zip(columns, _STORED, strict=True)]
     return pa.table(arrays, schema=_STORED)
-
-
-def _typed(staged: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    rows = [{} if line is None else msgspec.json.decode(line) for line in staged.column(0).to_pylist()]
-    return pa.RecordBatch.from_pylist(rows, schema=schema)

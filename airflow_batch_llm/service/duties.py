@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
-import pyarrow as pa
-
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import BatchStatus, DutyKind, RowStatus
-from airflow_batch_llm.service.assembler import Assembler, CountsError, PartFile, stored_results
+from airflow_batch_llm.service.assembler import Assembler, PartFile, stored_results
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.planner import Planner
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
@@ -32,6 +29,7 @@ from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.chunks import Chunks
+from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duties, Duty, DutyLostError
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
@@ -79,8 +77,8 @@ class DutyRunner:
         except DutyLostError as error:
             log.info("dropped %s of %s: %s", duty.kind, duty.batch_id, error)
             self.duties.put_off(duty, trouble=None, seconds=0.0)
-        except (OSError, pa.ArrowException, duckdb.Error, CountsError, TargetTakenError) as error:
-            log.warning("put off %s of %s", duty.kind, duty.batch_id, exc_info=True)
+        except Exception as error:  # whatever it is, its batch must say so, and the others must go on
+            log.exception("put off %s of %s", duty.kind, duty.batch_id)
             self._put_off(duty, batch, error)
 
     def _plan(self, duty: Duty, batch: Mapping[str, Any]) -> None:
@@ -89,9 +87,8 @@ class DutyRunner:
             plan = self._planner(batch, prefix).plan()
             self._check_unchanged(batch)
         except InvalidRequestError as error:
-            message = error.message.removesuffix(" Nothing was submitted.")
             self.storage.delete_prefix(prefix)
-            self.batches.fail(duty, [{"code": error.code, "message": message, "param": error.param, "line": None}])
+            self.batches.fail(duty, [{"code": error.code, "message": _said(error), "param": error.param, "line": None}])
             log.info("failed %s: %s", duty.batch_id, error.code)
             return
         self.batches.activate(duty, plan)
@@ -193,7 +190,7 @@ class DutyRunner:
         try:
             check_free(target, overwrite=spec.overwrite, owners=_owners(batch))
         except InvalidRequestError as error:
-            raise TargetTakenError(error.message) from error
+            raise TargetTakenError(_said(error)) from error
         publish(new, target, replace=target.exists())
 
     def _write_manifest(self, target: Path, manifest: Manifest) -> None:
@@ -225,6 +222,8 @@ class DutyRunner:
                     self.duties.extend(duty, lease_seconds=lease_seconds)
                 except DutyLostError:
                     return  # the work goes on to its end, where the same fence refuses its effect
+                except StoreTroubleError:
+                    log.warning("could not extend %s of %s", duty.kind, duty.batch_id, exc_info=True)
 
         thread = threading.Thread(target=beat, name=f"lease of {duty.kind} {duty.batch_id}", daemon=True)
         thread.start()
@@ -242,4 +241,4 @@ def _owners(batch: Mapping[str, Any]) -> set[str]:
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})." if error.filename else f"{error.strerror}."
-    return str(error)
+    return str(error).removesuffix(" Nothing was submitted.") or type(error).__name__

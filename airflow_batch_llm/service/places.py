@@ -17,8 +17,16 @@ class Places:
 
     def resolve(self, uri: str, *, param: str) -> Path:
         """The local path that ``uri`` means. Raises :class:`InvalidRequestError` where it may not be used."""
-        path = Path(_local_part(uri, param))
-        real = (self.roots[0] / path).resolve()
+        try:
+            real = (self.roots[0] / _local_part(uri, param)).resolve()
+            real.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, no URI at all
+            raise InvalidRequestError(
+                f"The {param.rpartition('.')[2]} {uri[:200]!r} is not a usable place: "
+                f"{getattr(error, 'strerror', None) or error}. Nothing was submitted.",
+                code="place_not_supported",
+                param=param,
+            ) from error
         if not any(real.is_relative_to(root) for root in self.roots):
             allowed = ", ".join(str(root) for root in self.roots)
             raise InvalidRequestError(

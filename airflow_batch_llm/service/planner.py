@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.service.sources import LINE, Fault, JsonlSource, SourceRows
+from airflow_batch_llm.service.sources import LINE, ROWS, Fault, JsonlSource, SourceRows, typed_lines
 from airflow_batch_llm.service.spec import CheckedDataset
 from airflow_batch_llm.service.targets import check_carries
 from airflow_batch_llm.service.template import NotTextError
@@ -65,7 +65,7 @@ class Planner:
         """
         self._answer_tokens = _answer_tokens(self.spec)
         self._keeps_lines = isinstance(self.dataset.source, JsonlSource) and self._suffix == ".jsonl"
-        self._schemas = _Schemas(self.dataset)
+        self._schemas = _Schemas(self.dataset, whole=self.spec.passthrough is None)
         self._keep_done()
         waiting: list[RowLine] = []
         tokens = 0
@@ -107,6 +107,7 @@ class Planner:
                 self.rows += len(rows)
             if writer:
                 writer.close()
+                self._schemas.check(path)
                 self.storage.put_file(f"{self.prefix}/{ROWS_FILE}", path)
                 self._stage_schema()
 
@@ -184,10 +185,11 @@ class Planner:
 class _Schemas:
     """The types of the columns that the target repeats; those of JSON lines are known once all were seen."""
 
-    def __init__(self, dataset: CheckedDataset) -> None:
+    def __init__(self, dataset: CheckedDataset, *, whole: bool) -> None:
         self._typed = not isinstance(dataset.source, JsonlSource)
         self._kept = None if dataset.source.fixed_columns else dataset.passthrough
-        self._all = dataset.source.columns == dataset.passthrough
+        self._all = whole
+        self._widened = False
         self.schema = pa.schema([])
 
     def saw(self, rows: SourceRows, start: int) -> None:
@@ -197,13 +199,24 @@ class _Schemas:
         end = start + len(rows)
         try:
             seen = pa.Table.from_pylist(self._repeated(rows)).schema
-            self.schema = pa.unify_schemas([self.schema, seen], promote_options="permissive")
+            before, self.schema = self.schema, pa.unify_schemas([self.schema, seen], promote_options="permissive")
         except (pa.ArrowException, OverflowError) as error:
-            raise InvalidRequestError(
-                f"The rows from {start} to {end - 1} have a field whose values are of another type than before "
-                f"({error}), which one column cannot hold. Use a .jsonl target, or leave the field out of passthrough.",
-                code="mixed_types",
-            ) from error
+            raise _mixed_types(start, end, error) from error
+        self._widened |= any(self.schema.field(column.name).type != column.type for column in before)
+
+    def check(self, staged: Path) -> None:
+        """What a later row made of a column must hold the earlier rows too: a large integer is no float."""
+        if not self._widened:
+            return
+        start = 0
+        with pq.ParquetFile(staged) as file:
+            for batch in file.iter_batches(batch_size=ROWS, columns=[STAGED_LINE], use_threads=False):
+                end = start + len(batch)
+                try:
+                    typed_lines(batch, self.schema)
+                except (pa.ArrowException, OverflowError) as error:
+                    raise _mixed_types(start, end, error) from error
+                start = end
 
     def _repeated(self, rows: SourceRows) -> list[dict[str, Any]]:
         names: dict[str, None] = {}
@@ -211,6 +224,14 @@ class _Schemas:
             names.update(dict.fromkeys(row))
         kept = [name for name in names if self._all or name in (self._kept or ())]
         return [{name: row.get(name) for name in kept} for row in rows.values]
+
+
+def _mixed_types(start: int, end: int, error: Exception) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The rows from {start} to {end - 1} have a field whose values are of another type than in other rows "
+        f"({error}), which one column cannot hold. Use a .jsonl target, or leave the field out of passthrough.",
+        code="mixed_types",
+    )
 
 
 def _numbered(staged: pa.RecordBatch, start: int) -> pa.RecordBatch:

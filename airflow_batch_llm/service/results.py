@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import NotFoundError
@@ -42,5 +43,20 @@ def _lines(target: Path) -> Iterator[bytes]:
         case _:
             with pq.ParquetFile(target) as file:
                 for batch in file.iter_batches(batch_size=ROWS):
-                    for row in batch.to_pylist():
+                    for row in _readable(batch).to_pylist():
                         yield orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
+
+
+def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with those columns as text that Python has no values for (nanoseconds, the year 30000)."""
+    return pa.record_batch([_as_text_if_needed(column) for column in batch.columns], names=batch.schema.names)
+
+
+def _as_text_if_needed(column: pa.Array) -> pa.Array:
+    if not pa.types.is_temporal(column.type):
+        return column
+    try:
+        column.to_pylist()
+    except (ValueError, OverflowError):
+        return column.cast(pa.string())
+    return column

@@ -95,10 +95,18 @@ class ParquetSource:
 
     def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
-        with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(batch_size=ROWS, columns=needed, use_threads=False):
-                values = batch.select([name for name in needed if name in used]).to_pylist()
-                yield SourceRows(values or [{} for _ in range(batch.num_rows)], batch.select(kept))
+        for batch in self._read(needed):
+            values, faults = _python_values(batch.select([name for name in needed if name in used]))
+            yield SourceRows(values or [{} for _ in range(batch.num_rows)], batch.select(kept), faults)
+
+    def _read(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(self._path) as file:
+                yield from file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # the disk's trouble, not the file's: it may pass
+            raise _refused("source_unreadable", f"Source {self._path} is damaged: {error}.") from error
 
 
 class CsvSource:
@@ -202,6 +210,14 @@ _READERS: Final[dict[str, type[ParquetSource] | type[CsvSource] | type[JsonlSour
 }
 
 
+def typed_lines(staged: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Staged JSON lines as typed columns; a line that could not be read has none."""
+    if not schema.names:
+        return staged.select([])  # a table made from a list of objects without fields would have no rows
+    rows = [{} if line is None else msgspec.json.decode(line) for line in staged.column(0).to_pylist()]
+    return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
 def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
     try:
         row = msgspec.json.decode(line)
@@ -215,6 +231,22 @@ def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
     if clash:
         return Fault("column_clash", f"Line {number} has {clash[0]!r}, which is the name of an output column.")
     return row
+
+
+def _python_values(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], dict[int, Fault]]:
+    """The rows as Python has them; a value that it cannot hold (nanoseconds, the year 30000) is that row's fault."""
+    try:
+        return batch.to_pylist(), {}
+    except (ValueError, OverflowError):
+        values: list[dict[str, Any]] = []
+        faults = {}
+        for position in range(batch.num_rows):
+            try:
+                values += batch.slice(position, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                values.append({})
+                faults[position] = Fault("not_text", f"A value cannot be written into a prompt: {error}.")
+        return values, faults
 
 
 def _check_names(path: Path, columns: list[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -108,7 +108,7 @@ def content_sha256(spec: DatasetSpec, model: str, endpoint: str, source_path: Pa
         "endpoint": endpoint,
         "source": [str(source_path), state.st_size, state.st_mtime_ns],
     }
-    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_parameters(spec: DatasetSpec) -> None:

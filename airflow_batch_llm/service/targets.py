@@ -68,6 +68,12 @@ def check_carries(target: Path, schema: pa.Schema) -> None:
     """Raises :class:`InvalidRequestError` for a column that the target's format would bend."""
     suffix = target.suffix.lower()
     for column in schema:
+        if suffix == ".parquet" and _has_empty_struct(column.type):
+            raise _refused(
+                "column_not_supported",
+                f"Column {column.name!r} holds only empty objects, which a .parquet target cannot hold. "
+                "Use a .jsonl target, or leave the column out by listing the columns to keep in passthrough.",
+            )
         if suffix != ".parquet" and not _plain(column.type, nested=suffix == ".jsonl"):
             raise _refused(
                 "column_not_supported",
@@ -139,7 +145,7 @@ class JsonlWriter:
     def _objects(self, staged: pa.RecordBatch) -> Iterator[bytes]:
         if not self._names:
             return iter([b"{}"] * staged.num_rows)
-        return (orjson.dumps(row) for row in staged.to_pylist())
+        return (orjson.dumps(row) for row in staged.rename_columns(self._names).to_pylist())
 
     def _lines(self, staged: pa.RecordBatch) -> Iterator[bytes]:
         for line in staged.column(0).to_pylist():
@@ -222,6 +228,12 @@ def _plain(kind: Any, *, nested: bool) -> bool:
             types.is_null,
         )
     )
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    if pa.types.is_struct(kind) and kind.num_fields == 0:
+        return True
+    return pa.types.is_nested(kind) and any(_has_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _refused(code: str, message: str) -> InvalidRequestError:

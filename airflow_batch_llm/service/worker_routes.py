@@ -96,7 +96,8 @@ def extend(state: State, chunk_id: int, request: ExtendRequest) -> Extended:
 @router.post("/chunks/{chunk_id}/commit", status_code=204)
 def commit(state: State, chunk_id: int, request: CommitRequest) -> None:
     lease = ChunkLease(chunk_id, request.attempt)
-    state.chunks.commit(lease, _stored(state, lease, request.parts))
+    if not state.chunks.committed(lease):  # the answer to an earlier call may have been lost
+        state.chunks.commit(lease, _stored(state, lease, request.parts))
 
 
 @router.post("/chunks/{chunk_id}/release", status_code=204)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, end_duty
+from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty
 from airflow_batch_llm.store.tables import batches, chunks, parts
 
 RATE_SECONDS: Final = 60.0
@@ -341,6 +341,7 @@ def _settle_cancelling(connection: Connection, database: Database, batch: Any) -
             .where(batches.c.id == batch.id)
             .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
         )
+        drop_duty(connection, batch.id, DutyKind.PLAN)
         return
     at_work = select(func.count()).where(
         chunks.c.batch_id == batch.id, chunks.c.state == ChunkState.LEASED, chunks.c.lease_until > database.now()

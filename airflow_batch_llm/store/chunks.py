@@ -12,7 +12,7 @@ from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.batches import settle
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models
+from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
 
 
@@ -114,8 +114,16 @@ class Chunks:
             chunk = self._held(connection, lease)
             self._add_parts(connection, lease, chunk, stored)
             self._change(connection, lease, lease_until=self._database.now() + lease_seconds)
+            connection.execute(
+                update(workers).where(workers.c.id == chunk["worker_id"]).values(last_seen_at=self._database.now())
+            )
             status = connection.scalar(select(batches.c.status).where(batches.c.id == chunk["batch_id"]))
             return status != BatchStatus.IN_PROGRESS
+
+    def committed(self, lease: ChunkLease) -> bool:
+        """Whether this very attempt has ended the chunk."""
+        with self._database.reading() as connection:
+            return self._committed(connection, lease)
 
     def commit(self, lease: ChunkLease, stored: list[StoredPart]) -> None:
         """Ends a chunk of which every row has a result. Said twice by the same attempt, it is done once."""

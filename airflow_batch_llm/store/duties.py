@@ -35,6 +35,13 @@ def end_duty(connection: Connection, duty: Duty) -> None:
         raise DutyLostError(f"Attempt {duty.attempt} no longer holds the {duty.kind} duty of batch {duty.batch_id}.")
 
 
+def drop_duty(connection: Connection, batch_id: str, kind: DutyKind) -> None:
+    """Takes a duty back whose batch no longer needs it; whoever is at it loses it."""
+    connection.execute(
+        update(duties).where(duties.c.batch_id == batch_id, duties.c.kind == kind).values(done=True, lease_until=None)
+    )
+
+
 class Duties:
     """Hands out duties, one holder at a time."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import httpx
 import pytest
 
@@ -22,6 +24,7 @@ PATHS = [
     ("GET", "/v1/files/x/content"),
     ("DELETE", "/v1/files/x"),
     ("POST", "/worker/v1/register"),
+    ("POST", "/worker/v1/workers/x/leave"),
     ("POST", "/worker/v1/claim"),
     ("GET", "/worker/v1/chunks/1/attempts/1/rows"),
     ("PUT", "/worker/v1/chunks/1/attempts/1/parts/0"),
@@ -32,27 +35,35 @@ PATHS = [
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
-def test_nothing_but_health_is_told_without_the_token(service: RunningService, headers: dict[str, str]) -> None:
-    for method, path in PATHS:
-        response = httpx.request(method, service.url + path, headers=headers, json={})
-        assert response.status_code == 401, path
-        assert response.json()["error"]["code"] == "invalid_api_key"
-    assert httpx.get(f"{service.url}/healthz", headers=headers).json()["status"] == "ok"
+def test_nothing_but_health_is_told_without_the_token(
+    standing_service: RunningService, headers: dict[str, str]
+) -> None:
+    with httpx.Client(base_url=standing_service.url, headers=headers) as http:
+        for method, path in PATHS:
+            response = http.request(method, path, json={})
+            assert response.status_code == 401, path
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        assert http.get("/healthz").json()["status"] == "ok"
 
 
-def test_every_path_of_the_service_is_in_the_table_above(service: RunningService) -> None:
-    described = httpx.get(f"{service.url}/openapi.json").json()["paths"]
-    assert len([path for path in described if path != "/healthz"]) <= len({path for _, path in PATHS}) + 1
+def test_every_call_of_the_service_is_in_the_table_above(standing_service: RunningService) -> None:
+    described = httpx.get(f"{standing_service.url}/openapi.json").json()["paths"]
+    calls = {(method.upper(), path) for path, methods in described.items() for method in methods}
+    assert len(calls - {("GET", "/healthz")}) == len(PATHS)
 
 
-def test_the_token_is_readable_by_its_owner_only_and_stored_hashed(service: RunningService) -> None:
-    assert service.settings.token_path.stat().st_mode & 0o777 == 0o600
-    for path in service.settings.home.glob("store.sqlite*"):
-        assert service.token.encode() not in path.read_bytes()
+def test_the_token_is_readable_by_its_owner_only_and_stored_hashed(standing_service: RunningService) -> None:
+    assert standing_service.settings.token_path.stat().st_mode & 0o777 == 0o600
+    stored = b"".join(path.read_bytes() for path in standing_service.settings.home.glob("store.sqlite*"))
+    assert hashlib.sha256(standing_service.token.encode()).hexdigest().encode() in stored
+    assert standing_service.token.encode() not in stored
 
 
-def test_a_wrong_token_and_a_wrong_address_are_told_apart(service: RunningService) -> None:
-    with BatchClient(service.url, "wrong") as client, pytest.raises(UnauthorizedError, match="not one of this service"):
+def test_a_wrong_token_and_a_wrong_address_are_told_apart(standing_service: RunningService) -> None:
+    with (
+        BatchClient(standing_service.url, "wrong") as client,
+        pytest.raises(UnauthorizedError, match="not one of this service"),
+    ):
         client.models()
     with BatchClient("http://127.0.0.1:9", "x") as client, pytest.raises(NoAnswerError, match="cannot be reached"):
         client.models()
@@ -70,19 +81,48 @@ def test_a_wrong_token_and_a_wrong_address_are_told_apart(service: RunningServic
     ],
 )
 def test_a_malformed_body_is_a_400_that_names_the_field(
-    service: RunningService, body: dict[str, object], param: str
+    standing_service: RunningService, body: dict[str, object], param: str
 ) -> None:
-    headers = {"Authorization": f"Bearer {service.token}"}
-    response = httpx.post(f"{service.url}/v1/batches", headers=headers, json=body)
+    headers = {"Authorization": f"Bearer {standing_service.token}"}
+    response = httpx.post(f"{standing_service.url}/v1/batches", headers=headers, json=body)
     assert response.status_code == 400
     assert param in response.json()["error"]["param"]
 
 
-def test_what_does_not_exist_is_a_404(service: RunningService) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code"),
+    [
+        ("GET", "/v1/batches/batch_nope", b"", 404, "batch_not_found"),
+        ("GET", "/v1/batches/batch_nope/results", b"", 404, "batch_not_found"),
+        ("GET", "/v1/batches?after=batch_nope", b"", 404, "batch_not_found"),
+        ("GET", "/v1/files/file-nope", b"", 404, "file_not_found"),
+        ("GET", "/v1/nope", b"", 404, "not_found"),
+        ("DELETE", "/v1/batches", b"", 405, "invalid_request"),
+        ("GET", "/v1/batches?limit=0", b"", 400, "invalid_request"),
+        ("GET", "/v1/batches?limit=101", b"", 400, "invalid_request"),
+        ("POST", "/v1/batches", b"{", 400, "invalid_json"),
+        ("POST", "/v1/batches", b"{}", 400, "missing_required_parameter"),
+        ("POST", "/v1/batches", b'{"input_file_id": "file-x"}', 400, "missing_required_parameter"),
+        ("POST", "/worker/v1/claim", b'{"worker_id": "worker-nope"}', 404, "worker_unknown"),
+        ("POST", "/worker/v1/chunks/1/extend", b'{"attempt": 1}', 409, "lease_lost"),
+    ],
+)
+def test_every_refusal_has_the_body_of_an_openai_error(
+    standing_service: RunningService, method: str, path: str, content: bytes, status: int, code: str
+) -> None:
+    headers = {"Authorization": f"Bearer {standing_service.token}", "Content-Type": "application/json"}
+    response = httpx.request(method, standing_service.url + path, headers=headers, content=content)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert response.json()["error"]["message"].endswith(".")
+
+
+def test_what_does_not_exist_is_a_404(standing_service: RunningService) -> None:
     with pytest.raises(NotFoundError):
-        service.client.get("batch_nope")
+        standing_service.client.get("batch_nope")
     with pytest.raises(NotFoundError):
-        service.client.cancel("batch_nope")
+        standing_service.client.cancel("batch_nope")
 
 
 def test_batches_are_listed_newest_first_a_page_at_a_time(service: RunningService) -> None:

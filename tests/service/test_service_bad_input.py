@@ -42,10 +42,26 @@ def write(folder: Path) -> None:
     (folder / "table.txt").write_text("a\n1\n")
     (folder / "folder.csv").mkdir()
     (folder / "out").symlink_to("/etc")
+    (folder / "loop.csv").symlink_to("loop.csv")
+    (folder / "clash.csv").write_text("a,llm_status\n1,2\n")
     (folder / "taken.parquet").write_bytes(b"somebody's")
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), folder / "empty.parquet")
     pq.write_table(pa.table({"a": [1], "llm_output": ["x"]}), folder / "clash.parquet")
     pq.write_table(pa.table({"a": [1], "n": [[1, 2]]}), folder / "nested.parquet")
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), folder / "twice.parquet")
+    pq.write_table(pa.table({"a": [1], "t": pa.array([1], pa.timestamp("ns"))}), folder / "stamps.parquet")
+    write_damaged(folder / "damaged.parquet", good_rows=0)
+
+
+def write_damaged(path: Path, *, good_rows: int) -> None:
+    """A Parquet file whose end can be read, and of whose rows the first ``good_rows`` only."""
+    whole = pa.table({"a": [f"{'x' * 100}{number}" for number in range(good_rows + 5_000)]})
+    pq.write_table(whole, path, compression="zstd", row_group_size=good_rows or None)
+    content = bytearray(path.read_bytes())
+    with pq.ParquetFile(path) as file:
+        at = file.metadata.row_group(1 if good_rows else 0).column(0).dictionary_page_offset
+    content[at + 40 : at + 200] = b"\xff" * 160
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +103,33 @@ def write(folder: Path) -> None:
         ({"source": "s3://bucket/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
         ({"source": "file://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
         ({"source": "a\0.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "http://[host/x.csv"}, "place_not_supported", "is not a usable place"),
+        ({"source": "loop.csv"}, "place_not_supported", "is not a usable place"),
+        ({"source": "ok.csv", "target": "loop.csv"}, "place_not_supported", "is not a usable place"),
+        ({"source": "ok.csv", "target": "x" * 5000 + ".csv"}, "place_not_supported", "File name too long"),
+        ({"source": "damaged.parquet"}, "source_unreadable", "is damaged"),
+        ({"source": "twice.parquet"}, "duplicate_column", "more than one column named 'a'"),
+        ({"source": "clash.csv"}, "column_clash", "'llm_status', which is the name of an output column"),
+        ({"source": "ok.csv", "target": "folder.csv"}, "target_is_folder", "is a folder"),
+        ({"source": "stamps.parquet", "target": "x.jsonl"}, "column_not_supported", "'t' is of type timestamp[ns]"),
     ],
 )
 def test_what_is_wrong_is_said_at_submit(
-    service: RunningService, arguments: dict[str, Any], code: str, says: str
+    tables: RunningService, arguments: dict[str, Any], code: str, says: str
 ) -> None:
-    write(service.data_root)
     with pytest.raises(InvalidRequestError) as caught:
-        submit(service, **arguments)
+        submit(tables, **arguments)
     assert caught.value.code == code
     assert says in caught.value.message
     assert "Nothing was submitted." in caught.value.message
-    assert service.client.list().data == []
+    assert tables.client.list().data == []
+
+
+@pytest.fixture(scope="module")
+def tables(standing_service: RunningService) -> RunningService:
+    """A service with the tables of the cases, all of which it refuses."""
+    write(standing_service.data_root)
+    return standing_service
 
 
 def test_a_target_may_be_replaced_when_told_so(service: RunningService) -> None:

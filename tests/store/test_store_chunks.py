@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,6 @@ class Store:
 
     def __post_init__(self) -> None:
         self.database = Database(self.url, clock=lambda: self.now)
-        self.database.migrate()
         self.batches = Batches(self.database)
         self.chunks = Chunks(self.database)
         self.duties = Duties(self.database)
@@ -89,8 +89,8 @@ def part(number: int = 0, rows: int = 2, sha256: str = "x") -> StoredPart:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path: Path, migrated_store: Path) -> Iterator[Store]:
+    opened = Store(f"sqlite:///{shutil.copy(migrated_store, tmp_path)}")
     yield opened
     opened.database.close()
 

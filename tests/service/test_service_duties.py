@@ -1,0 +1,253 @@
+"""Planning and assembling when things go wrong: whatever it is, its batch says so and the others go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.service import duties
+from airflow_batch_llm.service.assembler import Assembler
+from airflow_batch_llm.service.duty_process import runner
+from airflow_batch_llm.store.database import StoreTroubleError
+from airflow_batch_llm.wire import Batch
+from tests.conftest import RunningService, eventually
+from tests.service.answering import AnsweringWorker, answer_all
+from tests.service.test_service_bad_input import submit, write_damaged
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duties, "RETRY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def table(service: RunningService) -> Path:
+    path = service.data_root / "s.parquet"
+    pq.write_table(pa.table({"a": list(range(10))}), path)
+    return path
+
+
+def answered(service: RunningService, **spec: Any) -> Batch:
+    """A batch of which all rows are done and nothing is assembled."""
+    batch = submit(service, "s.parquet", **spec)
+    assert service.plan()
+    AnsweringWorker(service).work()
+    assert service.client.get(batch.id).status == "finalizing"
+    return batch
+
+
+def waits_for(service: RunningService, batch: Batch) -> str:
+    return service.client.get(batch.id).progress.waiting_for or ""
+
+
+@pytest.mark.usefixtures("table")
+def test_a_batch_that_was_cancelled_before_its_plan_is_never_planned_and_the_next_one_is(
+    service: RunningService,
+) -> None:
+    cancelled = submit(service, "s.parquet")
+    assert service.client.cancel(cancelled.id).status == "cancelled"
+    assert not service.plan()
+    assert len(answer_all(service, submit(service, "s.parquet"))) == 10
+
+
+@pytest.mark.usefixtures("table")
+def test_a_cancel_while_the_plan_is_made_leaves_no_duty(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet")
+    checked = duties.DutyRunner._check_unchanged
+
+    def cancelled_meanwhile(*arguments: Any) -> None:
+        checked(*arguments)
+        service.client.cancel(batch.id)
+
+    monkeypatch.setattr(duties.DutyRunner, "_check_unchanged", cancelled_meanwhile)
+    assert service.plan()
+    assert service.client.get(batch.id).status == "cancelled"
+    assert AnsweringWorker(service).claim() is None
+    assert not service.plan()
+
+
+@pytest.mark.usefixtures("table")
+def test_a_cancel_while_the_target_is_written_ends_as_cancelled_with_every_row(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = answered(service)
+    with monkeypatch.context() as patch:
+        publish = duties.publish
+
+        def cancelled_meanwhile(*arguments: Any, **named: Any) -> None:
+            publish(*arguments, **named)
+            service.client.cancel(batch.id)
+
+        patch.setattr(duties, "publish", cancelled_meanwhile)
+        assert service.assemble()
+        assert service.client.get(batch.id).status == "cancelling"
+    eventually(service.assemble)
+    ended = service.client.get(batch.id)
+    assert ended.manifest is not None
+    assert (ended.status, ended.manifest.status, ended.manifest.counts) == ("cancelled", "cancelled", {"success": 10})
+    assert len(list(service.client.results(batch.id))) == 10
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("duty", ["plan", "assemble"])
+def test_trouble_that_nobody_thought_of_is_said_and_holds_up_no_other_batch(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, duty: str
+) -> None:
+    batch = submit(service, "s.parquet") if duty == "plan" else answered(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(duties.DutyRunner, f"_{duty}", _stumble)
+        assert getattr(service, duty)()
+    assert f"The {duty} duty met trouble and is tried again every 0 s: stumbled" in waits_for(service, batch)
+    answer_all(service, batch)
+    assert service.client.get(batch.id).status == "completed"
+    assert service.client.get(batch.id).progress.waiting_for is None
+
+
+def _stumble(*_: Any) -> None:
+    raise LookupError("stumbled")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_target_that_somebody_else_made_meanwhile_is_not_touched_and_waited_for(service: RunningService) -> None:
+    batch = answered(service)
+    target = service.data_root / "target.parquet"
+    target.write_bytes(b"somebody's")
+    assert service.assemble()
+    assert target.read_bytes() == b"somebody's"
+    assert "no manifest stands beside it" in waits_for(service, batch)
+    assert "Nothing was submitted" not in waits_for(service, batch)
+    target.unlink()
+    eventually(service.assemble)
+    assert service.client.get(batch.id).status == "completed"
+
+
+@pytest.mark.usefixtures("table")
+def test_a_target_whose_folder_became_a_link_out_of_the_data_root_is_not_written(
+    service: RunningService, tmp_path: Path
+) -> None:
+    batch = answered(service, target="folder/t.parquet")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (service.data_root / "folder").symlink_to(outside)
+    assert service.assemble()
+    assert list(outside.iterdir()) == []
+    assert "lies outside the data root" in waits_for(service, batch)
+    assert service.client.get(batch.id).status == "finalizing"
+
+
+@pytest.mark.usefixtures("table")
+def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet")
+    service.plan()
+    service.client.cancel(batch.id)
+    monkeypatch.setattr(duties, "publish", _disk_full)
+    assert service.assemble()
+    assert service.client.get(batch.id).status == "cancelled"
+    assert "No target was written: No space left on device" in waits_for(service, batch)
+
+
+def _disk_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "target.parquet")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_full_disk_while_planning_holds_the_batch_up_and_leaves_nothing(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr("airflow_batch_llm.storage.local.LocalStorage.put", _disk_full)
+        assert service.plan()
+    assert service.client.get(batch.id).status == "validating"
+    assert "No space left on device" in waits_for(service, batch)
+    assert len(answer_all(service, batch)) == 10
+
+
+@pytest.mark.usefixtures("table")
+def test_a_superseded_batch_never_writes_over_the_target_of_its_successor(service: RunningService) -> None:
+    older = submit(service, "s.parquet", key="k/1", series="s")
+    service.plan()
+    newer = submit(service, "s.parquet", key="k/2", series="s")
+    rows = answer_all(service, newer)
+    ended = service.client.get(older.id)
+    assert (ended.status, ended.manifest) == ("cancelled", None)
+    assert [row["llm_status"] for row in rows] == ["success"] * 10
+
+
+def test_a_source_that_is_gone_when_it_is_planned_fails_its_batch(service: RunningService, table: Path) -> None:
+    batch = submit(service, "s.parquet")
+    table.unlink()
+    assert service.plan()
+    failed = service.client.get(batch.id)
+    assert failed.errors is not None
+    assert (failed.status, failed.errors.data[0].code) == ("failed", "source_not_found")
+    assert "Nothing was submitted" not in failed.errors.data[0].message
+
+
+def test_a_source_that_is_damaged_further_down_fails_its_batch_and_nothing_is_kept(service: RunningService) -> None:
+    write_damaged(service.data_root / "s.parquet", good_rows=2_500)
+    batch = submit(service, "s.parquet")
+    assert service.plan()
+    failed = service.client.get(batch.id)
+    assert failed.errors is not None
+    assert (failed.status, failed.errors.data[0].code) == ("failed", "source_unreadable")
+    assert not list(service.settings.storage_root.rglob("*.zst"))
+
+
+@pytest.mark.usefixtures("table")
+def test_the_lease_of_a_duty_outlives_its_first_seconds_and_a_store_that_was_away(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first extension fails; a second runner asks all the time and never gets the duty."""
+    batch = submit(service, "s.parquet")
+    settings = dataclasses.replace(service.settings, duty_lease_seconds=0.3)
+    planner = runner(DutyKind.PLAN, settings)
+    extend, extended = planner.duties.extend, []
+
+    def shaky(*arguments: Any, **named: Any) -> None:
+        extended.append(1)
+        if len(extended) == 1:
+            raise StoreTroubleError("The store cannot be used: away.")
+        extend(*arguments, **named)
+
+    def slow(*_: Any) -> None:
+        eventually(lambda: service.state.duties.due(DutyKind.PLAN) or len(extended) > 5, what="the lease or its end")
+        assert not service.state.duties.due(DutyKind.PLAN)
+
+    monkeypatch.setattr(planner.duties, "extend", shaky)
+    monkeypatch.setattr(planner, "_check_unchanged", slow)
+    assert planner.run_once()
+    assert service.client.get(batch.id).status == "in_progress"
+
+
+@pytest.mark.usefixtures("table")
+def test_an_attempt_that_lost_its_duty_changes_nothing_when_it_wakes_up(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = answered(service)
+    assemble = Assembler.assemble
+
+    def overtaken(*arguments: Any) -> None:
+        assemble(*arguments)
+        monkeypatch.setattr(Assembler, "assemble", assemble)
+        for holder in service.state.duties.holders():
+            service.state.duties.free_those_of(holder)
+        assert service.assemble()
+
+    monkeypatch.setattr(Assembler, "assemble", overtaken)
+    assert service.assemble()
+    ended = service.client.get(batch.id)
+    assert (ended.status, ended.progress.waiting_for) == ("completed", None)
+    assert not service.assemble()
+    assert pq.read_table(service.data_root / "target.parquet").num_rows == 10
