@@ -65,6 +65,16 @@ def test_a_cancelled_batch_ends_the_watch_with_code_2(service: RunningService, b
         (["status", "batch_nope"], {}, "No such batch: batch_nope"),
         (["submit", "no.csv", "t.csv", "--model", "m", "--prompt", "x"], {}, "does not exist"),
         (["serve", "--data-root", "/nowhere"], {}, "is not a folder"),
+        (
+            ["submit", "s.csv", "t.csv", "--model", "m", "--prompt", "x", "--choice", "a"],
+            {},
+            "choices: List should have",
+        ),
+        (
+            ["submit", "s.csv", "t.csv", "--model", "", "--prompt", "x", "--priority", "5000"],
+            {},
+            "model: String should",
+        ),
     ],
 )
 def test_what_goes_wrong_is_a_sentence_and_never_a_traceback(

@@ -98,7 +98,7 @@ class Planner:
             path = Path(folder) / ROWS_FILE
             writer: pq.ParquetWriter | None = None
             for rows in self.dataset.source.batches(used=self.dataset.used, kept=self.dataset.passthrough):
-                staged = _numbered(rows.staged, self.rows)
+                staged = _numbered(rows, self.rows)
                 writer = writer or pq.ParquetWriter(path, staged.schema, compression="zstd")
                 writer.write_batch(staged)
                 if not self._keeps_lines:
@@ -234,9 +234,10 @@ def _mixed_types(start: int, end: int, error: Exception) -> InvalidRequestError:
     )
 
 
-def _numbered(staged: pa.RecordBatch, start: int) -> pa.RecordBatch:
+def _numbered(rows: SourceRows, start: int) -> pa.RecordBatch:
     """The staged columns under names of our own, so that none can clash, behind their row numbers."""
-    numbers = pa.array(range(start, start + staged.num_rows), pa.int64())
+    staged = rows.staged
+    numbers = pa.array(range(start, start + len(rows)), pa.int64())
     names = ["row", *(STAGED_LINE if name == LINE else f"column_{i}" for i, name in enumerate(staged.schema.names))]
     fields = [field.with_name(name) for name, field in zip(names[1:], staged.schema, strict=True)]
     schema = pa.schema([pa.field("row", pa.int64()), *fields])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import random
@@ -27,7 +28,7 @@ class AnsweringWorker:
     """Does chunks in parts of ``part_rows``, in an order of its own."""
 
     def __init__(self, service: RunningService, *, part_rows: int = 3) -> None:
-        self.link = ServiceLink(service.url, service.token)
+        self.link = _link(service.url, service.token)
         self.part_rows = part_rows
         served = ServedModel(model="m", endpoint=CHAT_COMPLETIONS)
         self.worker_id = self.link.register(Registration(name="w", version="1", models=[served])).worker_id
@@ -70,6 +71,11 @@ class AnsweringWorker:
             self.link.commit(claim, [self.store(claim, len(pieces), pieces[-1])] if pieces else [])
             done += len(lines)
         return done
+
+
+@functools.cache
+def _link(url: str, token: str) -> ServiceLink:
+    return ServiceLink(url, token)  # to make one takes longer than all of its calls in a test
 
 
 def answer_all(service: RunningService, batch: Batch, *, assemble_once: bool = False) -> list[dict[str, Any]]:

@@ -1,18 +1,22 @@
-"""A service that stands for all tests that leave nothing in it: starting and ending one takes a third of a second."""
+"""One service for all tests of this folder, emptied for each: to start and to end one takes a third of a second."""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import threading
 from collections.abc import Iterator
 
 import pytest
 import uvicorn
 from pool import free_port
+from sqlalchemy import delete
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
+from airflow_batch_llm.store.tables import metadata, tokens
 from tests.conftest import RunningService, eventually
 
 
@@ -35,3 +39,16 @@ def standing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
         yield RunningService(settings, state, token, client)
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def service(standing_service: RunningService) -> RunningService:
+    """The standing service with nothing in its store, its storage and its data root but its token."""
+    with standing_service.state.database.writing() as connection:
+        for table in reversed(metadata.sorted_tables):
+            if table is not tokens:
+                connection.execute(delete(table))
+    for folder in (standing_service.data_root, standing_service.settings.storage_root):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return dataclasses.replace(standing_service)

@@ -115,21 +115,15 @@ def write_damaged(path: Path, *, good_rows: int) -> None:
     ],
 )
 def test_what_is_wrong_is_said_at_submit(
-    tables: RunningService, arguments: dict[str, Any], code: str, says: str
+    service: RunningService, arguments: dict[str, Any], code: str, says: str
 ) -> None:
+    write(service.data_root)
     with pytest.raises(InvalidRequestError) as caught:
-        submit(tables, **arguments)
+        submit(service, **arguments)
     assert caught.value.code == code
     assert says in caught.value.message
     assert "Nothing was submitted." in caught.value.message
-    assert tables.client.list().data == []
-
-
-@pytest.fixture(scope="module")
-def tables(standing_service: RunningService) -> RunningService:
-    """A service with the tables of the cases, all of which it refuses."""
-    write(standing_service.data_root)
-    return standing_service
+    assert service.client.list().data == []
 
 
 def test_a_target_may_be_replaced_when_told_so(service: RunningService) -> None:

@@ -202,7 +202,7 @@ def test_a_source_that_is_damaged_further_down_fails_its_batch_and_nothing_is_ke
     failed = service.client.get(batch.id)
     assert failed.errors is not None
     assert (failed.status, failed.errors.data[0].code) == ("failed", "source_unreadable")
-    assert not list(service.settings.storage_root.rglob("*.zst"))
+    assert not list(service.settings.storage_root.rglob("*.*"))
 
 
 @pytest.mark.usefixtures("table")
