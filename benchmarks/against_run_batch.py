@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,32 +23,23 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 
-ROOT = Path(__file__).resolve().parent.parent
-VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
-MODEL = ROOT / ".venv-vllm" / "tiny-model"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "dags_examples" / "demo"))
+
+from pool import (
+    ENGINE_ARGUMENTS,
+    ENGINE_ENVIRONMENT,
+    MODEL_NAME,
+    TINY_MODEL,
+    VLLM,
+    Pool,
+    running_pool,
+)
+
 PROMPT = "Which section of Debian does this package belong to?\n\n{package}: {summary}"
 MAX_TOKENS = 16
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-FLAGS = [
-    "--dtype=float32",
-    "--max-model-len=1024",
-    "--enforce-eager",
-    "--kv-cache-memory-bytes=64M",
-    "--no-enable-chunked-prefill",
-    "--max-num-batched-tokens=8192",
-    '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
-]
 MAX_NUM_SEQS = 256
 
 
@@ -97,7 +86,7 @@ def run_batch(table: list[dict[str, str]], choices: list[str], folder: Path) -> 
     with requests.open("w") as stream:
         for number, row in enumerate(table):
             body = {
-                "model": "tiny",
+                "model": MODEL_NAME,
                 "messages": [{"role": "user", "content": PROMPT.format(**row)}],
                 "temperature": 0.0,
                 "max_tokens": MAX_TOKENS,
@@ -105,12 +94,13 @@ def run_batch(table: list[dict[str, str]], choices: list[str], folder: Path) -> 
             }
             line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
             stream.write(json.dumps(line) + "\n")
-    command = [VLLM, "run-batch", "-i", requests, "-o", output, "--model", MODEL, "--served-model-name", "tiny"]
+    command = [VLLM, "run-batch", "-i", requests, "-o", output, "--model", TINY_MODEL]
+    command += ["--served-model-name", MODEL_NAME]
     begun = time.monotonic()
     with (folder / "run-batch.log").open("wb") as log:
         subprocess.run(
-            [*command, f"--max-num-seqs={MAX_NUM_SEQS}", *FLAGS],
-            env={**os.environ, **ENVIRONMENT},
+            [*command, f"--max-num-seqs={MAX_NUM_SEQS}", *ENGINE_ARGUMENTS],
+            env={**os.environ, **ENGINE_ENVIRONMENT},
             stdout=log,
             stderr=subprocess.STDOUT,
             check=True,
@@ -125,7 +115,8 @@ def run_batch(table: list[dict[str, str]], choices: list[str], folder: Path) -> 
 
 
 def ours(path: Path, choices: list[str], folder: Path) -> Outcome:
-    source, target = folder / "source.parquet", folder / "target.parquet"
+    source, target = folder / "data" / "source.parquet", folder / "data" / "target.parquet"
+    source.parent.mkdir()
     source.write_bytes(path.read_bytes())
     spec = DatasetSpec(
         source=str(source),
@@ -149,36 +140,22 @@ def ours(path: Path, choices: list[str], folder: Path) -> Outcome:
 
 def pool_over(folder: Path, spec: DatasetSpec) -> tuple[float, Batch, dict[str, int]]:
     """Starts a pool, runs one batch, ends the pool: seconds from its start, the batch, peak memory of each part."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "airflow_batch_llm", "up", "--home", folder / "home", "--data-root", folder),
-        *("--port", str(port), "--model", MODEL, "--served-model-name", "tiny", "--vllm", VLLM),
-        *("--max-num-seqs", str(MAX_NUM_SEQS), "--engine-args", shlex.join(FLAGS)),
-    ]
     begun = time.monotonic()
-    with (folder / "pool.log").open("wb") as log:
-        pool = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT)
-    memory = Memory(pool.pid)
-    threading.Thread(target=memory.watch, daemon=True).start()
-    try:
-        batch = follow(folder, port, spec)
-        return time.monotonic() - begun, batch, memory.peaks
-    finally:
-        memory.over.set()
-        pool.terminate()
-        pool.wait()
+    with running_pool(folder, max_num_seqs=MAX_NUM_SEQS) as pool:
+        memory = Memory(pool.process.pid)
+        threading.Thread(target=memory.watch, daemon=True).start()
+        try:
+            batch = follow(pool, spec)
+            return time.monotonic() - begun, batch, memory.peaks
+        finally:
+            memory.over.set()
 
 
-def follow(folder: Path, port: int, spec: DatasetSpec) -> Batch:
-    token = folder / "home" / "token"
-    while not token.exists():
-        time.sleep(0.1)
-    with BatchClient(f"http://127.0.0.1:{port}", token.read_text().strip()) as client:
+def follow(pool: Pool, spec: DatasetSpec) -> Batch:
+    with pool.client() as client:
         while True:
             try:
-                batch = client.submit(BatchCreate(dataset=spec, model="tiny", key="benchmark"))
+                batch = client.submit(BatchCreate(dataset=spec, model=pool.model, key="benchmark"))
                 break
             except NoAnswerError:
                 time.sleep(0.1)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from against_run_batch import ENVIRONMENT, MODEL, VLLM, pool_over
+from against_run_batch import ENGINE_ENVIRONMENT, TINY_MODEL, VLLM, pool_over
 
 from airflow_batch_llm.wire import DatasetSpec, Message
 
@@ -28,7 +28,7 @@ OFFLINE = f"""
 import json, sys
 from vllm import LLM, SamplingParams
 prompts = json.load(open(sys.argv[1]))
-llm = LLM({str(MODEL)!r}, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=256,
+llm = LLM({str(TINY_MODEL)!r}, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=256,
           kv_cache_memory_bytes=64 << 20, enable_chunked_prefill=False, max_num_batched_tokens=8192)
 outputs = llm.chat([[{{"role": "user", "content": prompt}}] for prompt in prompts],
                    SamplingParams(temperature=0.0, max_tokens={MAX_TOKENS}))
@@ -44,7 +44,8 @@ def main() -> None:
     table = pq.read_table(given.table).slice(0, given.rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, target = folder / "source.parquet", folder / "target.parquet"
+        source, target = folder / "data" / "source.parquet", folder / "data" / "target.parquet"
+        source.parent.mkdir()
         pq.write_table(table, source)
         spec = DatasetSpec(
             source=str(source),
@@ -67,7 +68,7 @@ def offline(folder: Path, prompts: list[str]) -> list[str]:
     with (folder / "offline.log").open("wb") as log:
         subprocess.run(
             [VLLM.with_name("python"), folder / "offline.py", folder / "prompts.json", folder / "answers.json"],
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENGINE_ENVIRONMENT},
             stdout=log,
             stderr=subprocess.STDOUT,
             check=True,
