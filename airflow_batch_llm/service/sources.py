@@ -5,6 +5,7 @@ A row that cannot be read is a row all the same: it keeps its number and gets a 
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -179,22 +180,32 @@ class JsonlSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.columns: list[str] = []
-        first = next(self.batches(used=set(), kept=[]), None)
-        for row in first.values if first else []:
-            self.columns += [name for name in row if name not in self.columns]
+        for _, line in next(self._blocks(), []):
+            row = _object(0, line)
+            if not isinstance(row, Fault):
+                self.columns += [name for name in row if name not in self.columns]
 
     def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
+        for lines in self._blocks():
+            yield self._rows(lines, repeats_all=kept == self.columns)
+
+    def _blocks(self) -> Iterator[list[tuple[int, bytes]]]:
+        """The lines that are not blank with their numbers, some thousand at a time."""
         with self._path.open("rb") as stream:
+            if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                stream.seek(0)
             lines = ((number, line.strip()) for number, line in enumerate(stream, start=1))
             lines = ((number, line) for number, line in lines if line)
             while some := list(islice(lines, ROWS)):
-                yield self._rows(some)
+                yield some
 
-    def _rows(self, lines: list[tuple[int, bytes]]) -> SourceRows:
+    def _rows(self, lines: list[tuple[int, bytes]], *, repeats_all: bool) -> SourceRows:
         values: list[dict[str, Any]] = []
         faults = {}
         for position, (number, line) in enumerate(lines):
             row = _object(number, line)
+            if repeats_all and not isinstance(row, Fault):
+                row = _clash(number, row) or row
             if isinstance(row, Fault):
                 faults[position] = row
             values.append({} if isinstance(row, Fault) else row)
@@ -227,10 +238,15 @@ def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
         return Fault("invalid_json_line", f"Line {number} is not valid JSON: {error}.")
     if not isinstance(row, dict):
         return Fault("invalid_json_line", f"Line {number} holds {type(row).__name__}, not a JSON object.")
-    clash = [name for name in OUTPUT_COLUMNS if name in row]
-    if clash:
-        return Fault("column_clash", f"Line {number} has {clash[0]!r}, which is the name of an output column.")
     return row
+
+
+def _clash(number: int, row: dict[str, Any]) -> Fault | None:
+    """The fault of a line that is to be repeated whole and has a field of the output's name."""
+    clash = [name for name in OUTPUT_COLUMNS if name in row]
+    if not clash:
+        return None
+    return Fault("column_clash", f"Line {number} has {clash[0]!r}, which is the name of an output column.")
 
 
 def _python_values(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], dict[int, Fault]]:

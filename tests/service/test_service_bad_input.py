@@ -12,6 +12,7 @@ import pytest
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service import duties
+from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
 from tests.service.answering import answer_all
@@ -156,14 +157,22 @@ def test_a_model_that_no_worker_serves_is_waited_for_and_that_is_said(service: R
 def test_a_broken_json_line_is_an_error_row_with_its_number_and_the_others_are_unharmed(
     service: RunningService,
 ) -> None:
-    lines = [b'{"a": 1}', b'{"a":', b"[1]", b"\xff", b'{"a": 5, "llm_status": 1}', b"", b'{"a": 6}']
+    lines = [b'{"a": 1}', b'{"a":', b"[1]", b"\xff", b"", b'{"a": 6}']
     (service.data_root / "broken.jsonl").write_bytes(b"\n".join(lines))
     rows = answer_all(service, submit(service, "broken.jsonl", "target.jsonl"))
-    assert [row["llm_status"] for row in rows] == ["success", *["error"] * 4, "success"]
-    says = ["Line 2 is not valid JSON", "Line 3 holds list", "Line 4 is not", "Line 5 has 'llm_status'"]
-    for row, sentence in zip(rows[1:5], says, strict=True):
+    assert [row["llm_status"] for row in rows] == ["success", *["error"] * 3, "success"]
+    says = ["Line 2 is not valid JSON", "Line 3 holds list", "Line 4 is not"]
+    for row, sentence in zip(rows[1:4], says, strict=True):
         assert sentence in row["llm_error"]
-    assert [row.get("a") for row in rows] == [1, None, None, None, None, 6]
+    assert [row.get("a") for row in rows] == [1, None, None, None, 6]
+
+
+def test_a_late_field_of_an_output_columns_name_is_an_error_row(service: RunningService) -> None:
+    lines = ['{"a": 1}'] * ROWS + ['{"a": 2, "llm_status": 1}']
+    (service.data_root / "late.jsonl").write_text("\n".join(lines))
+    rows = answer_all(service, submit(service, "late.jsonl", "target.jsonl"))
+    assert [row["llm_status"] for row in rows] == [*["success"] * ROWS, "error"]
+    assert f"Line {ROWS + 1} has 'llm_status'" in rows[-1]["llm_error"]
 
 
 def test_a_ragged_csv_record_is_an_error_row_with_its_line(service: RunningService) -> None:

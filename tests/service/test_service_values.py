@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_batch_llm.errors import NotFoundError
+from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import OUTPUT_COLUMNS
 from airflow_batch_llm.service import sources
 from tests.conftest import RunningService
@@ -176,3 +176,18 @@ def test_a_batch_is_found_by_its_key(service: RunningService) -> None:
     headers = {"Authorization": f"Bearer {service.token}"}
     page = httpx.get(f"{service.url}/v1/batches?key=k", headers=headers).json()
     assert [found["id"] for found in page["data"]] == [batch.id]
+
+
+def test_a_result_in_json_lines_can_be_the_source_of_the_next_batch(service: RunningService) -> None:
+    (service.data_root / "s.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    answer_all(service, submit(service, "s.jsonl", "first.jsonl"))
+    with pytest.raises(InvalidRequestError, match="'llm_output', which is the name of an output column"):
+        submit(service, "first.jsonl", "second.jsonl")
+    rows = answer_all(service, submit(service, "first.jsonl", "second.jsonl", prompt="{llm_output}", passthrough=["a"]))
+    assert [(row["a"], row["llm_output"]) for row in rows] == [(1, "answer 0"), (2, "answer 1")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_json_line(service: RunningService) -> None:
+    (service.data_root / "s.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    rows = answer_all(service, submit(service, "s.jsonl", "t.jsonl"))
+    assert [(row["a"], row["llm_status"]) for row in rows] == [(1, "success"), (2, "success")]
