@@ -15,7 +15,7 @@ from airflow_batch_llm.service import duties
 from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
-from tests.service.answering import answer_all
+from tests.service.answering import AnsweringWorker, answer_all
 
 
 def submit(
@@ -170,7 +170,11 @@ def test_a_broken_json_line_is_an_error_row_with_its_number_and_the_others_are_u
 def test_a_late_field_of_an_output_columns_name_is_an_error_row(service: RunningService) -> None:
     lines = ['{"a": 1}'] * ROWS + ['{"a": 2, "llm_status": 1}']
     (service.data_root / "late.jsonl").write_text("\n".join(lines))
-    rows = answer_all(service, submit(service, "late.jsonl", "target.jsonl"))
+    batch = submit(service, "late.jsonl", "target.jsonl")
+    service.plan()
+    AnsweringWorker(service, part_rows=ROWS).work()
+    service.assemble()
+    rows = list(service.client.results(batch.id))
     assert [row["llm_status"] for row in rows] == [*["success"] * ROWS, "error"]
     assert f"Line {ROWS + 1} has 'llm_status'" in rows[-1]["llm_error"]
 
