@@ -1,4 +1,4 @@
-"""The command line, as a process, against a real service."""
+"""The command line against a real service."""
 
 from __future__ import annotations
 
@@ -6,52 +6,78 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_batch_llm.cli import main
 from airflow_batch_llm.settings import HOME_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 
 
-def batch_llm(service: RunningService, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    own = {HOME_VARIABLE: str(service.settings.home), URL_VARIABLE: service.url, "COLUMNS": "200"}
-    inherited = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-    return subprocess.run(
-        [sys.executable, "-m", "airflow_batch_llm", *arguments],
-        cwd=service.data_root,
-        env={**inherited, **own, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class CommandLine:
+    """Runs the command in this process: a process of its own for each call would take most of the tests' time."""
+
+    def __init__(self, service: RunningService, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self._service, self._patch, self._capture = service, patch, capture
+
+    def __call__(self, *arguments: str, **environment: str) -> Done:
+        own = {HOME_VARIABLE: str(self._service.settings.home), URL_VARIABLE: self._service.url, "COLUMNS": "200"}
+        with self._patch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.delenv(TOKEN_VARIABLE, raising=False)
+            patch.chdir(self._service.data_root)
+            patch.setattr(sys, "argv", ["batch-llm", *arguments])
+            for name, value in (own | environment).items():
+                patch.setenv(name, value)
+            main()
+        return Done(int(ended.value.code or 0), *self._capture.readouterr())
 
 
 @pytest.fixture
-def batch_id(service: RunningService) -> str:
+def batch_llm(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    return CommandLine(service, monkeypatch, capsys)
+
+
+@pytest.fixture
+def batch_id(service: RunningService, batch_llm: CommandLine) -> str:
     pq.write_table(pa.table({"a": ["x", "y"]}), service.data_root / "s.parquet")
-    done = batch_llm(service, "submit", "s.parquet", "t.parquet", "--model", "m", "--prompt", "{a}", "--key", "k")
+    done = batch_llm("submit", "s.parquet", "t.parquet", "--model", "m", "--prompt", "{a}", "--key", "k")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_a_table_is_submitted_followed_listed_and_read(service: RunningService, batch_id: str) -> None:
+def test_a_table_is_submitted_followed_listed_and_read(
+    service: RunningService, batch_llm: CommandLine, batch_id: str
+) -> None:
     service.plan()
     AnsweringWorker(service).work()
     service.assemble()
-    watched = batch_llm(service, "watch", batch_id)
+    watched = batch_llm("watch", batch_id)
     assert (watched.returncode, "2 rows answered, 0 failed" in watched.stderr) == (0, True)
-    rows = [json.loads(line) for line in batch_llm(service, "results", batch_id).stdout.splitlines()]
+    rows = [json.loads(line) for line in batch_llm("results", batch_id).stdout.splitlines()]
     assert [row["llm_output"] for row in rows] == ["answer 0", "answer 1"]
-    assert json.loads(batch_llm(service, "status", batch_id).stdout)["status"] == "completed"
-    assert batch_id in batch_llm(service, "list").stdout
+    assert json.loads(batch_llm("status", batch_id).stdout)["status"] == "completed"
+    assert batch_id in batch_llm("list").stdout
 
 
-def test_a_cancelled_batch_ends_the_watch_with_code_2(service: RunningService, batch_id: str) -> None:
-    assert "cancelled" in batch_llm(service, "cancel", batch_id).stdout
-    watched = batch_llm(service, "watch", batch_id)
+def test_a_cancelled_batch_ends_the_watch_with_code_2(
+    service: RunningService, batch_llm: CommandLine, batch_id: str
+) -> None:
+    assert "cancelled" in batch_llm("cancel", batch_id).stdout
+    watched = batch_llm("watch", batch_id)
     assert watched.returncode == 2
     assert "ended as cancelled" in watched.stderr
 
@@ -78,9 +104,16 @@ def test_a_cancelled_batch_ends_the_watch_with_code_2(service: RunningService, b
     ],
 )
 def test_what_goes_wrong_is_a_sentence_and_never_a_traceback(
-    service: RunningService, arguments: list[str], environment: dict[str, str], says: str
+    batch_llm: CommandLine, arguments: list[str], environment: dict[str, str], says: str
 ) -> None:
-    done = batch_llm(service, *arguments, **environment)
+    done = batch_llm(*arguments, **environment)
     assert done.returncode in (1, 2)
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_is_a_process_that_ends_with_a_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow_batch_llm", "list", "--home", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "There is no token" in done.stderr) == (2, True)
