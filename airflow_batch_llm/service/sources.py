@@ -236,6 +236,8 @@ def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
         return Fault("invalid_utf8", f"Line {number} is not UTF-8.")
     except msgspec.DecodeError as error:
         return Fault("invalid_json_line", f"Line {number} is not valid JSON: {error}.")
+    except RecursionError:
+        return Fault("invalid_json_line", f"Line {number} is nested too deeply.")
     if not isinstance(row, dict):
         return Fault("invalid_json_line", f"Line {number} holds {type(row).__name__}, not a JSON object.")
     return row

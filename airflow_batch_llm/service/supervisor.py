@@ -15,6 +15,7 @@ from airflow_batch_llm.child_process import named_pid, process_name, start_child
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.batches import Batches
+from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duties
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,17 @@ class Supervisor:
         while not self._over.is_set():
             child = self._children[kind] = _start(kind, self.settings)
             code = child.wait()
-            self.duties.free_those_of(process_name(child.pid))
+            self._free(process_name(child.pid))
             if not self._over.is_set():
                 log.warning("the %s process %d ended with code %d; starting it again", kind, child.pid, code)
                 self._over.wait(RESTART_SECONDS)
+
+    def _free(self, holder: str) -> None:
+        """Ends a dead process's leases at once; where the store is away they end by themselves."""
+        try:
+            self.duties.free_those_of(holder)
+        except StoreTroubleError:
+            log.warning("could not free the duties of %s", holder, exc_info=True)
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.models import DutyKind
-from airflow_batch_llm.service import duties
+from airflow_batch_llm.service import duties, supervisor
 from airflow_batch_llm.service.assembler import Assembler
 from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.store.database import StoreTroubleError
@@ -251,3 +251,21 @@ def test_an_attempt_that_lost_its_duty_changes_nothing_when_it_wakes_up(
     assert (ended.status, ended.progress.waiting_for) == ("completed", None)
     assert not service.assemble()
     assert pq.read_table(service.data_root / "target.parquet").num_rows == 10
+
+
+def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_starting_again(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(holder: str) -> None:
+        raise StoreTroubleError("The store cannot be used: database is locked.")
+
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.batches)
+    monkeypatch.setattr(service.state.duties, "free_those_of", away)
+    keeper.start()
+    try:
+        first = eventually(lambda: keeper._children.get(DutyKind.PLAN), what="the planner starts")
+        first.kill()
+        eventually(lambda: keeper._children[DutyKind.PLAN].pid != first.pid, what="it starts again")
+    finally:
+        keeper.stop()

@@ -191,3 +191,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_json_line(service: RunningSer
     (service.data_root / "s.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
     rows = answer_all(service, submit(service, "s.jsonl", "t.jsonl"))
     assert [(row["a"], row["llm_status"]) for row in rows] == [(1, "success"), (2, "success")]
+
+
+def test_a_json_line_that_is_nested_too_deeply_is_an_error_row(service: RunningService) -> None:
+    (service.data_root / "s.jsonl").write_text('{"a": 1}\n{"a": ' + "[" * 5000 + "]" * 5000 + "}\n")
+    rows = answer_all(service, submit(service, "s.jsonl", "t.jsonl"))
+    assert [row["llm_status"] for row in rows] == ["success", "error"]
+    assert "Line 2 is nested too deeply" in rows[1]["llm_error"]
