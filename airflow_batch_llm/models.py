@@ -42,6 +42,8 @@ class DutyKind(StrEnum):
 
     PLAN = "plan"
     ASSEMBLE = "assemble"
+    NOTIFY = "notify"
+    """Tell the webhooks that the batch has ended."""
 
 
 class FilePurpose(StrEnum):
@@ -77,3 +79,8 @@ ANSWERED: Final = frozenset({"stop", "length", "tool_calls"})
 
 DEFAULT_TEAM: Final = "default"
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+RESPONSES: Final = "/v1/responses"
+ENDPOINTS: Final = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES)
+"""What a request file may be for. A table is for chat completions."""

@@ -15,6 +15,24 @@ HOME_VARIABLE: Final = "BATCH_LLM_HOME"
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebhookSettings:
+    """Where to tell that a batch has ended. ``secret`` signs (Standard Webhooks): ``whsec_`` and base64."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one client may ask of a service at most; None is no limit. OpenAI's own are in the comments."""
+
+    file_bytes: int | None = None  # 200 MB
+    file_rows: int | None = None  # 50,000
+    embedding_inputs: int | None = None  # 50,000, over all rows of a file
+    creates_per_hour: int | None = None  # 2,000
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """How one service runs. ``home`` holds its store, its storage and its token."""
 
@@ -32,6 +50,13 @@ class ServiceSettings:
     chunk_tokens: int = 500_000
     """Most tokens of a chunk, prompt and answer together: about a minute of an 8B model on one large GPU."""
 
+    limits: Limits = Limits()
+    file_seconds: int = 30 * 86_400
+    """How long uploaded files are kept, and the results of request files, unless their maker says otherwise."""
+    extensions: bool = True
+    """Whether clients may use more than OpenAI's API has (tables, keys, results, retry, events)."""
+    webhooks: tuple[WebhookSettings, ...] = ()
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), default=str).encode()
 
@@ -40,6 +65,8 @@ class ServiceSettings:
         values = json.loads(content)
         values["home"] = Path(values["home"])
         values["data_roots"] = tuple(Path(root) for root in values["data_roots"])
+        values["limits"] = Limits(**values["limits"])
+        values["webhooks"] = tuple(WebhookSettings(**webhook) for webhook in values["webhooks"])
         return cls(**values)
 
     @property

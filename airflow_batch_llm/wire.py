@@ -5,16 +5,30 @@ Times are whole seconds since 1970 (UTC), durations are seconds, as on OpenAI's 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
+from airflow_batch_llm.models import BatchStatus, RowStatus
 
 Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
 
 Constant = str | int | float | bool
+
+
+LEAST_EXPIRY_SECONDS: Final = 3_600
+MOST_EXPIRY_SECONDS: Final = 30 * 86_400
+
+CompletionWindow = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}[mhd]$")]
+"""How long a batch may take: a whole number of minutes, hours or days, such as ``30m``, ``24h`` or ``7d``."""
+
+_SECONDS: Final = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+def window_seconds(window: str) -> int:
+    """The length of a completion window."""
+    return int(window[:-1]) * _SECONDS[window[-1]]
 
 
 class Strict(BaseModel):
@@ -54,27 +68,51 @@ class DatasetSpec(Strict):
     """Whether a target that exists may be replaced."""
 
 
-class BatchCreate(BaseModel):
+class FileExpiry(Strict):
+    """When a file goes: some time after it was made (for results: after they were written, not after the submit)."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=LEAST_EXPIRY_SECONDS, le=MOST_EXPIRY_SECONDS)]
+
+
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class BatchCreate(Strict):
     """The body of ``POST /v1/batches``: either ``input_file_id`` (OpenAI's) or ``dataset`` and ``model`` (ours)."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    endpoint: str = CHAT_COMPLETIONS
     input_file_id: str | None = None
-    completion_window: str | None = None
-    metadata: dict[str, str] | None = None
+    """An uploaded request file, with ``endpoint`` and ``completion_window``."""
+    endpoint: str | None = None
+    """What the requests are for. A table is for chat completions, so it need not say."""
+    completion_window: CompletionWindow | None = None
+    """What is not done by then is given up (``batch_expired``). A table has none unless it is given."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    """Shown with the batch. Two submits with one ``idempotency_key`` here *and* one content are one batch."""
+    output_expires_after: FileExpiry | None = None
 
     dataset: DatasetSpec | None = None
-    model: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    key: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    """Chosen by the client: submitting twice with one key gives one living batch."""
-    series: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    model: Name | None = None
+    key: Name | None = None
+    """Chosen by the client: submitting twice with one key gives one living batch. The header ``Idempotency-Key`` is
+    the same."""
+    series: Name | None = None
     """What successive batches have in common that replace one another (in Airflow: the task instance).
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Higher goes first."""
+    deadline: Annotated[int, Field(ge=0, lt=2**40)] | None = None
+    """A time by which the batch must be done; the earlier of this and ``completion_window`` counts."""
+
+
+OPENAI_CREATE_FIELDS: Final = frozenset(
+    {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
+)
+"""What OpenAI's own API takes of the above, and what a service without extensions takes."""
 
 
 class BatchCancel(Strict):
@@ -143,7 +181,10 @@ class Progress(BaseModel):
 
 
 class Batch(BaseModel):
-    """OpenAI's batch object with the fields that this service adds after ``usage``."""
+    """OpenAI's batch object with the fields that this service adds after ``usage``.
+
+    Also what a client makes of another server's object, where the added fields have their defaults.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -173,11 +214,24 @@ class Batch(BaseModel):
     series: str | None = None
     generation: int = 1
     holder: str | None = None
-    team: str
+    team: str | None = None
     priority: int = 0
+    deadline: int | None = None
     progress: Progress = Progress()
     manifest: Manifest | None = None
-    """Set once the target stands."""
+    """Set once a table's target stands."""
+
+    @field_validator("output_file_id", "error_file_id", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        """Some servers say an empty text where there is no file."""
+        return value or None
+
+    @field_validator("request_counts", mode="before")
+    @classmethod
+    def _zero_if_null(cls, value: Any) -> Any:
+        """OpenAI's own object may have none yet."""
+        return {} if value is None else value
 
 
 class TargetFile(BaseModel):
@@ -214,10 +268,36 @@ class Manifest(BaseModel):
     finished_at: int
 
 
+OPENAI_BATCH_FIELDS: Final = frozenset(list(Batch.model_fields)[: list(Batch.model_fields).index("usage") + 1])
+"""What a service without extensions shows of a batch."""
+
+
 class BatchList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Batch]
     first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class ResultRow(BaseModel):
+    """What became of one row: for a table its columns, for a request file its line of the output or error file."""
+
+    row: int
+    """The row's number in the source, from 0."""
+    status: RowStatus
+    columns: dict[str, Any] | None = None
+    """Of a table: the target's row; while the batch runs, its ``llm_…`` columns alone."""
+    custom_id: str | None = None
+    response: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class ResultPage(BaseModel):
+    """One page of results; ``last_id`` is the cursor for ``after`` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[ResultRow]
     last_id: str | None = None
     has_more: bool = False
 
@@ -230,7 +310,17 @@ class FileObject(BaseModel):
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
+    """Deprecated by OpenAI, and there for clients that still look at it."""
+    status_details: str | None = None
     expires_at: int | None = None
+
+
+class FileList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
 
 
 class FileDeleted(BaseModel):
@@ -253,6 +343,15 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Health(BaseModel):
+    """What ``GET /healthz`` says: which service this is, and whether it takes more than OpenAI's API has."""
+
+    status: Literal["ok"] = "ok"
+    service: Literal["airflow-batch-llm"] = "airflow-batch-llm"
+    version: str
+    extensions: bool
 
 
 class Problem(BaseModel):

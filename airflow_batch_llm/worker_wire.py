@@ -27,6 +27,8 @@ class ServedModel(_Body):
     endpoint: str
     engine_identity: str | None = None
     """Two engines with the same identity give the same answers; null where the worker cannot tell."""
+    body_fields: list[str] | None = None
+    """The fields that the engine's own API description names for a request; null where it describes nothing."""
 
 
 class Registration(_Body):
@@ -66,6 +68,8 @@ class Claim(_Body):
     """The fields that all requests of the chunk share."""
     choices: list[str] | None = None
     """The only answers that count as valid."""
+    whole: bool = False
+    """Whether results carry the engine's whole answer, as request files need, and not its text alone."""
     lease_seconds: float
 
 
@@ -80,6 +84,7 @@ class PartRecord(_Body):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
     gpu_seconds: float
 
 
@@ -112,7 +117,8 @@ class RowLine(msgspec.Struct, forbid_unknown_fields=True):
     """One line of a chunk: a row number (from 0, in source order) and what is its own in its request."""
 
     row: int
-    body: dict[str, Any]
+    body: msgspec.Raw
+    """A JSON object. It goes to the engine byte for byte, behind the fields that the chunk shares."""
 
 
 class ResultLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -127,6 +133,11 @@ class ResultLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True)
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    status_code: int | None = None
+    """Of the engine's answer, where the claim asked for it whole."""
+    response: msgspec.Raw | None = None
+    """The body of that answer, byte for byte."""
 
 
 _Line = TypeVar("_Line", RowLine, ResultLine)

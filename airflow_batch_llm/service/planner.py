@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -130,7 +132,7 @@ class Planner:
                 continue
             characters = sum(len(message["content"]) for message in messages)
             estimate = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + self._answer_tokens
-            yield RowLine(row, {"messages": messages}), estimate
+            yield RowLine(row, msgspec.Raw(orjson.dumps({"messages": messages}))), estimate
 
     def _messages(self, values: dict[str, Any]) -> list[dict[str, str]] | Fault:
         values = values | self.spec.constants

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, Response
 from fastapi.responses import StreamingResponse
 
 from airflow_batch_llm.errors import ConflictError
-from airflow_batch_llm.service.routes import State, Team, authenticated_team
+from airflow_batch_llm.service.access import State, Team, authenticated_team
 from airflow_batch_llm.service.spec import request_parameters
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.chunks import ChunkLease, StoredPart, part_key

@@ -17,8 +17,11 @@ class Storage(Protocol):
     def put_file(self, key: str, path: Path) -> None:
         """Stores the file's content under ``key``; the file may be moved away."""
 
+    def create(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """A stream to write what ``key`` is to hold; it appears when the block ends, and not if that raises."""
+
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """The bytes under ``key`` as a stream. Raises :class:`FileNotFoundError`."""
+        """The bytes under ``key`` as a stream that can seek. Raises :class:`FileNotFoundError`."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys below a folder, in order."""

@@ -27,6 +27,11 @@ class LocalStorage:
             shutil.move(path, new)
 
     @contextmanager
+    def create(self, key: str) -> Iterator[BinaryIO]:
+        with self._new(key) as path, path.open("wb") as stream:
+            yield stream
+
+    @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
         with self._path(key).open("rb") as stream:
             yield stream

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Double, and_, case, func, insert, literal, or_, select, update
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
@@ -26,14 +26,22 @@ _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchSta
 
 @dataclass(frozen=True, kw_only=True)
 class NewBatch:
-    """A batch that was checked and may be stored. ``content_sha256`` is over all that decides its results."""
+    """A batch that was checked and may be stored, of a table or of a request file.
+
+    ``content_sha256`` is over all that decides its results. ``deadline`` is in seconds since 1970.
+    """
 
     content_sha256: str
     endpoint: str
-    model: str
-    dataset: dict[str, Any]
+    model: str | None
+    """None for a request file, whose lines say it."""
+    dataset: dict[str, Any] | None = None
+    input_file_id: str | None = None
     metadata: dict[str, str] | None = None
     completion_window: str | None = None
+    window_seconds: int | None = None
+    deadline: float | None = None
+    output_seconds: int | None = None
     key: str | None = None
     series: str | None = None
     holder: str | None = None
@@ -283,13 +291,17 @@ class Batches:
     def _insert(
         self, connection: Connection, team: str, batch_id: str, key: str, generation: int, new: NewBatch
     ) -> None:
-        values = vars(new) | {
+        now = self._database.now()
+        ends: list[ColumnElement[float]] = [] if new.deadline is None else [literal(new.deadline, Double)]
+        ends += [] if new.window_seconds is None else [now + new.window_seconds]
+        values = {name: value for name, value in vars(new).items() if name != "window_seconds"} | {
             "id": batch_id,
             "team": team,
             "key": key,
             "generation": generation,
             "status": BatchStatus.VALIDATING,
-            "created_at": self._database.now(),
+            "created_at": now,
+            "expires_at": case((ends[0] < ends[-1], ends[0]), else_=ends[-1]) if ends else None,
         }
         connection.execute(insert(batches).values(values))
         add_duty(connection, batch_id, DutyKind.PLAN)

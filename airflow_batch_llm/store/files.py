@@ -39,13 +39,13 @@ class Files:
             connection.execute(insert(files).values(team=team, **values))
         return self.get(team, stored.id)
 
-    def get(self, team: str, file_id: str) -> StoredFile:
+    def get(self, team: str, file_id: str, *, param: str = "file_id") -> StoredFile:
         with self._database.reading() as connection:
             row = connection.execute(
                 select(*_COLUMNS).where(files.c.id == file_id, files.c.team == team, files.c.deleted_at.is_(None))
             ).first()
         if row is None:
-            raise NotFoundError(f"No such file: {file_id}.", code="file_not_found", param="file_id")
+            raise NotFoundError(f"No such file: {file_id}.", code="file_not_found", param=param)
         return StoredFile(**row._mapping)
 
     def delete(self, team: str, file_id: str) -> StoredFile:

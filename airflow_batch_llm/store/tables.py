@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata: Final = MetaData(
@@ -73,9 +74,12 @@ batches: Final = Table(
     Column("dataset", JSON),
     Column("input_file_id", String(64), ForeignKey(files.c.id)),
     Column("completion_window", String(16)),
+    Column("deadline", Double),
+    Column("output_seconds", Integer),
     Column("metadata", JSON),
     Column("priority", Integer, nullable=False, server_default="0"),
     Column("status", String(16), nullable=False),
+    Column("expiring", Boolean, nullable=False, server_default=false()),
     Column("errors", JSON),
     Column("trouble", Text),
     Column("created_at", Double, nullable=False),
@@ -96,6 +100,7 @@ batches: Final = Table(
     Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
     Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
     Column("gpu_seconds", Double, nullable=False, server_default="0"),
     Column("output_file_id", String(64), ForeignKey(files.c.id)),
     Column("error_file_id", String(64), ForeignKey(files.c.id)),
@@ -162,6 +167,7 @@ parts: Final = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
     Index(None, "batch_id", "committed_at"),
@@ -187,6 +193,7 @@ worker_models: Final = Table(
     Column("model", String(512), primary_key=True),
     Column("endpoint", String(64), primary_key=True),
     Column("engine_identity", String(128)),
+    Column("body_fields", JSON),
     Index(None, "model"),
 )
 

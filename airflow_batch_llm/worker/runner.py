@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
+import orjson
+
 from airflow_batch_llm import __version__
 from airflow_batch_llm.errors import BatchLLMError, LeaseLostError, NoAnswerError, NotFoundError
 from airflow_batch_llm.models import CHAT_COMPLETIONS
@@ -213,7 +215,7 @@ class Runner:
             result = await self.engine.ask(
                 claim.endpoint,
                 line.row,
-                claim.parameters | line.body,
+                claim.parameters | orjson.loads(line.body),
                 request_id=f"{claim.batch_id}-{line.row}",
                 choices=work.choices,
             )

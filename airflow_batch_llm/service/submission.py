@@ -1,0 +1,119 @@
+"""From the body of ``POST /v1/batches`` to a batch that may be stored: what can be refused before anything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, FilePurpose
+from airflow_batch_llm.service.spec import check_dataset, content_sha256
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.store.batches import NewBatch
+from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, BatchCreate, window_seconds
+
+IDEMPOTENCY_KEY = "idempotency_key"
+"""The metadata under which clients note a key of theirs."""
+
+
+def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempotency_key: str | None = None) -> NewBatch:
+    """The batch to store. Raises :class:`InvalidRequestError` for what can be seen to be wrong."""
+    if not state.settings.extensions:
+        _check_plain(create)
+    if create.dataset is not None and create.input_file_id is None:
+        new = _of_dataset(state, create)
+    elif create.dataset is None and create.input_file_id is not None:
+        new = _of_file(state, team, create)
+    else:
+        raise _refused(
+            "Give either `input_file_id` (an uploaded request file) or `dataset` (a table).",
+            "missing_required_parameter",
+            "input_file_id",
+        )
+    return dataclasses.replace(new, key=_key(create, new, idempotency_key))
+
+
+def _of_dataset(state: ServiceState, create: BatchCreate) -> NewBatch:
+    assert create.dataset is not None  # noqa: S101 (the caller looked)
+    if create.model is None:
+        raise _refused("A table needs a `model`.", "missing_required_parameter", "model")
+    endpoint = create.endpoint or CHAT_COMPLETIONS
+    if endpoint != CHAT_COMPLETIONS:
+        raise _refused(
+            f"Endpoint {endpoint!r} is not supported for a table; {CHAT_COMPLETIONS!r} is.",
+            "endpoint_not_supported",
+            "endpoint",
+        )
+    owners = {name for name in (create.key, create.series) if name is not None}
+    checked = check_dataset(create.dataset, state.places, owners=owners)
+    return NewBatch(
+        content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.source_path),
+        dataset=create.dataset.model_dump(mode="json"),
+        endpoint=endpoint,
+        model=create.model,
+        **_common(create),
+    )
+
+
+def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
+    for name in ("endpoint", "completion_window"):
+        if getattr(create, name) is None:
+            raise _refused(f"Missing required parameter: {name!r}.", "missing_required_parameter", name)
+    if create.model is not None:
+        raise _refused("The model of a request file stands in its lines.", "invalid_request", "model")
+    assert create.input_file_id is not None  # noqa: S101 (the caller looked)
+    assert create.endpoint is not None  # noqa: S101 (refused above)
+    if create.endpoint not in ENDPOINTS:
+        raise _refused(
+            f"Endpoint {create.endpoint!r} is not supported. Supported are: {', '.join(ENDPOINTS)}.",
+            "endpoint_not_supported",
+            "endpoint",
+        )
+    file = state.files.get(team, create.input_file_id, param="input_file_id")
+    if file.purpose != FilePurpose.BATCH:
+        raise _refused(
+            f"File {file.id} has the purpose {file.purpose!r}; a request file is uploaded with purpose 'batch'.",
+            "invalid_file_purpose",
+            "input_file_id",
+        )
+    content = hashlib.sha256(f"{create.endpoint} {file.sha256}".encode()).hexdigest()
+    return NewBatch(
+        content_sha256=content, input_file_id=file.id, endpoint=create.endpoint, model=None, **_common(create)
+    )
+
+
+def _common(create: BatchCreate) -> dict[str, Any]:
+    same = ("metadata", "completion_window", "key", "series", "holder", "priority", "deadline")
+    return {
+        **{name: getattr(create, name) for name in same},
+        "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,
+        "output_seconds": create.output_expires_after.seconds if create.output_expires_after else None,
+    }
+
+
+def _key(create: BatchCreate, new: NewBatch, header: str | None) -> str | None:
+    """The key to submit under. One in the metadata is one only together with the content, so it never conflicts:
+    Airflow's common.ai sends changed content under an unchanged key."""
+    if create.key is not None and header not in (None, create.key):
+        raise _refused(
+            f"The header Idempotency-Key says {header!r} and the field key {create.key!r}.", "key_mismatch", "key"
+        )
+    if create.key or header:
+        return create.key or header
+    noted = (create.metadata or {}).get(IDEMPOTENCY_KEY)
+    if not noted or create.dataset is not None:
+        return None
+    return hashlib.sha256(f"metadata {noted} {new.content_sha256}".encode()).hexdigest()
+
+
+def _check_plain(create: BatchCreate) -> None:
+    extra = sorted(create.model_fields_set - OPENAI_CREATE_FIELDS)
+    if extra:
+        raise _refused(
+            f"Unknown parameter: {extra[0]!r}. This service runs without its extensions.", "unknown_parameter", extra[0]
+        )
+
+
+def _refused(message: str, code: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{message} Nothing was submitted.", code=code, param=param)
