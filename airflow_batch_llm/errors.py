@@ -7,7 +7,8 @@
     │   ├── InvalidRequestError
     │   ├── UnauthorizedError
     │   ├── NotFoundError
-    │   └── ConflictError
+    │   ├── ConflictError
+    │   └── TooManyRequestsError
     ├── BatchEndedError         after: the batch ended without what was asked for
     │   ├── BatchFailedError
     │   ├── BatchCancelledError
@@ -61,6 +62,12 @@ class ConflictError(RefusedError):
     """The call contradicts what is stored already (HTTP 409)."""
 
     status = 409
+
+
+class TooManyRequestsError(RefusedError):
+    """The caller asked more often than the service allows (HTTP 429)."""
+
+    status = 429
 
 
 class BatchEndedError(BatchLLMError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, Literal, TypeVar
 
 import msgspec
 import zstandard
@@ -113,6 +113,10 @@ class ReleaseRequest(_Body):
     """Rows that were with the engine and gave no result."""
 
 
+NO_RESPONSE: Final = msgspec.Raw()
+"""What a result has that brings no answer along: msgspec takes no Raw beside None."""
+
+
 class RowLine(msgspec.Struct, forbid_unknown_fields=True):
     """One line of a chunk: a row number (from 0, in source order) and what is its own in its request."""
 
@@ -136,7 +140,7 @@ class ResultLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True)
     reasoning_tokens: int | None = None
     status_code: int | None = None
     """Of the engine's answer, where the claim asked for it whole."""
-    response: msgspec.Raw | None = None
+    response: msgspec.Raw = NO_RESPONSE
     """The body of that answer, byte for byte."""
 
 

@@ -1,88 +1,57 @@
-"""The service's HTTP API as Python calls, once blocking and once for an event loop."""
+"""The HTTP API of a batch service as blocking Python calls."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from airflow_batch_llm.errors import (
-    ConflictError,
-    InvalidRequestError,
-    NoAnswerError,
-    NotFoundError,
-    RefusedError,
-    UnauthorizedError,
+from airflow_batch_llm.client.answers import checked, parsed, translated
+from airflow_batch_llm.wire import (
+    Batch,
+    BatchCancel,
+    BatchCreate,
+    BatchList,
+    FileObject,
+    Health,
+    ModelList,
+    ResultPage,
+    ResultRow,
 )
-from airflow_batch_llm.wire import Batch, BatchCancel, BatchCreate, BatchList, FileObject, ModelList, ProblemBody
+
+__all__ = ["DEFAULT_URL", "TIMEOUT", "BatchClient", "base_url", "checked", "translated"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8765"
 TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
-
-_REFUSALS: Final[dict[int, type[RefusedError]]] = {401: UnauthorizedError, 404: NotFoundError, 409: ConflictError}
+PAGE_ROWS: Final = 1000
+"""Rows of one page of results: the most that the service gives."""
+UPLOAD_SECONDS: Final = 3600.0
+"""A file of gigabytes is answered only once the service has stored it."""
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-def checked(response: httpx.Response, url: str) -> httpx.Response:
-    """The response itself, if it is a success; the matching error otherwise."""
-    if response.is_success:
-        return response
-    try:
-        problem = ProblemBody.model_validate_json(response.content).error
-    except ValidationError as error:
-        raise NoAnswerError(
-            f"{response.request.method} {response.request.url} was answered HTTP {response.status_code}, and not in "
-            f"the way of a batch service. Is {url} the address of `batch-llm serve`?"
-        ) from error
-    if response.is_server_error:
-        raise NoAnswerError(f"The batch service at {url} has trouble (HTTP {response.status_code}): {problem.message}")
-    kind = _REFUSALS.get(response.status_code, InvalidRequestError)
-    raise kind(problem.message, code=problem.code or "invalid_request", param=problem.param)
-
-
-def _parsed(kind: type[_Answer], response: httpx.Response, url: str) -> _Answer:
-    try:
-        return kind.model_validate_json(checked(response, url).content)
-    except ValidationError as error:
-        raise NoAnswerError(
-            f"{response.request.method} {response.request.url} did not give a {kind.__name__.lower()}. "
-            f"Is {url} the address of `batch-llm serve`?"
-        ) from error
-
-
-def _unreachable(url: str, error: Exception) -> NoAnswerError:
-    return NoAnswerError(
-        f"The batch service at {url} cannot be reached ({type(error).__name__}: {error}). "
-        "Is `batch-llm serve` running there, and is the address right?"
-    )
-
-
-@contextmanager
-def translated(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unreachable(url, error) from error
+def base_url(url: str) -> str:
+    """The address without the ``/v1`` that people write for OpenAI's clients."""
+    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class BatchClient:
-    """Blocking client of one service.
+    """Blocking client of one batch service: ours, or another server with OpenAI's batch API.
 
     Raises :class:`~airflow_batch_llm.errors.RefusedError` for what the service refuses and
-    :class:`~airflow_batch_llm.errors.NoAnswerError` where nothing is known. Never repeats a call by itself.
+    :class:`~airflow_batch_llm.errors.NoAnswerError` where nothing is known. Never repeats a call by itself. Another
+    server has no ``find``, ``results``, ``retry`` and no models of ours, and says so by a refusal.
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
-        self.url = url.rstrip("/")
+        self.url = base_url(url)
         with translated(self.url):
-            self._http = httpx.Client(base_url=self.url, headers=_headers(token), timeout=timeout)
+            self._http = httpx.Client(base_url=self.url, headers=headers(token), timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -95,9 +64,27 @@ class BatchClient:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, create: BatchCreate) -> Batch:
-        """Stores a batch and gives it as it stands; with a known ``key``, the batch that lives under it."""
-        return self._call(Batch, "POST", "/v1/batches", json=create.model_dump(mode="json", exclude_none=True))
+    def health(self) -> Health | None:
+        """Which service this is and what it takes; None where another server answers. Needs no token."""
+        with translated(self.url):
+            response = self._http.get("/healthz")
+        if response.is_server_error or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            checked(response, self.url)
+        try:
+            return Health.model_validate_json(response.content) if response.is_success else None
+        except ValidationError:
+            return None
+
+    def submit(self, create: BatchCreate, *, idempotency_key: str | None = None) -> Batch:
+        """Stores a batch and gives it as it stands; with a known key, the batch that lives under it."""
+        return self._call(
+            Batch,
+            "POST",
+            "/v1/batches",
+            # What nobody asked for is not sent: other servers refuse fields that they do not know.
+            json=create.model_dump(mode="json", exclude_defaults=True),
+            headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
+        )
 
     def get(self, batch_id: str) -> Batch:
         return self._call(Batch, "GET", f"/v1/batches/{batch_id}")
@@ -113,81 +100,104 @@ class BatchClient:
 
     def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; what was done is kept. With a ``holder`` it counts only while that holds it."""
-        body = BatchCancel(holder=holder).model_dump(exclude_none=True)
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/cancel", json=body)
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/cancel", json=cancel_body(holder))
+
+    def retry(self, batch_id: str) -> Batch:
+        """A new generation of an ended batch, for its rows that failed, expired or were cancelled."""
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/retry")
 
     def models(self) -> ModelList:
         """The models that living workers serve. Needs a valid token, so it also tests a connection."""
         return self._call(ModelList, "GET", "/v1/models")
 
-    def results(self, batch_id: str, *, limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of a finished batch's target as dictionaries, in source order, streamed."""
-        path = f"/v1/batches/{batch_id}/results"
-        with translated(self.url), self._http.stream("GET", path, params=_present(limit=limit)) as response:
-            if not response.is_success:
-                response.read()
-            checked(response, self.url)
-            for line in _lines(response.iter_bytes()):
-                yield json.loads(line)
+    def results(
+        self, batch_id: str, *, limit: int | None = None, status: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of a batch in source order, page after page, as dictionaries.
+
+        Of a table its target's columns; of a request file ``custom_id``, ``status``, ``response`` and ``error``.
+        """
+        for row in self.result_rows(batch_id, limit=limit, status=status):
+            if row.columns is not None:
+                yield row.columns
+            else:
+                yield row.model_dump(mode="json", include={"custom_id", "status", "response", "error"})
+
+    def result_rows(self, batch_id: str, *, limit: int | None = None, status: str | None = None) -> Iterator[ResultRow]:
+        """The first ``limit`` rows (or all), those of one ``status`` if given, with their number in the source."""
+        after, left = None, limit
+        while left is None or left > 0:
+            asked = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
+            params = _present(after=after, limit=asked, status=status)
+            page = self._call(ResultPage, "GET", f"/v1/batches/{batch_id}/results", params=params)
+            yield from page.data
+            after = page.last_id
+            left = None if left is None else left - len(page.data)
+            if not page.has_more or after is None:
+                return
 
     def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
         """Stores a file of requests, streamed from disk."""
         with path.open("rb") as stream:
-            return self._call(
-                FileObject, "POST", "/v1/files", files={"file": (path.name, stream)}, data={"purpose": purpose}
-            )
+            return self._upload(path.name, stream, purpose)
+
+    def upload_bytes(self, name: str, content: bytes, *, purpose: str = "batch") -> FileObject:
+        """Stores a file of requests that is in memory anyway."""
+        return self._upload(name, content, purpose)
+
+    def file(self, file_id: str) -> FileObject:
+        return self._call(FileObject, "GET", f"/v1/files/{file_id}")
+
+    def file_lines(self, file_id: str) -> Iterator[bytes]:
+        """The lines of a file without their line feeds, streamed."""
+        path = f"/v1/files/{file_id}/content"
+        with translated(self.url), self._http.stream("GET", path, follow_redirects=True) as response:
+            if not response.is_success:
+                response.read()
+            checked(response, self.url)
+            yield from _lines(response.iter_bytes())
+
+    def delete_file(self, file_id: str) -> None:
+        with translated(self.url):
+            response = self._http.delete(f"/v1/files/{file_id}")
+        checked(response, self.url)
+
+    def _upload(self, name: str, content: IO[bytes] | bytes, purpose: str) -> FileObject:
+        return self._call(
+            FileObject,
+            "POST",
+            "/v1/files",
+            files={"file": (name, content)},
+            data={"purpose": purpose},
+            timeout=httpx.Timeout(UPLOAD_SECONDS, connect=TIMEOUT.connect),
+        )
 
     def _call(self, kind: type[_Answer], method: str, path: str, **request: Any) -> _Answer:
         with translated(self.url):
             response = self._http.request(method, path, **request)
-        return _parsed(kind, response, self.url)
+        return parsed(kind, response, self.url)
 
 
-class AsyncBatchClient:
-    """What a trigger needs of :class:`BatchClient`, for an event loop."""
+def cancel_body(holder: str | None) -> dict[str, str] | None:
+    """What a cancel says; nothing at all without a holder, since other servers take no body there."""
+    return None if holder is None else BatchCancel(holder=holder).model_dump(exclude_none=True)
 
-    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
-        self.url = url.rstrip("/")
-        with translated(self.url):
-            self._http = httpx.AsyncClient(base_url=self.url, headers=_headers(token), timeout=timeout)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._http.aclose()
-
-    async def get(self, batch_id: str) -> Batch:
-        async with self._translated():
-            response = await self._http.get(f"/v1/batches/{batch_id}")
-        return _parsed(Batch, response, self.url)
-
-    async def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
-        body = BatchCancel(holder=holder).model_dump(exclude_none=True)
-        async with self._translated():
-            response = await self._http.post(f"/v1/batches/{batch_id}/cancel", json=body)
-        return _parsed(Batch, response, self.url)
-
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        with translated(self.url):
-            yield
+def headers(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Cut at line feeds only: a JSON text may hold the other characters that end a line in Unicode."""
-    rest = b""
+    pieces: list[bytes] = []
     for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _headers(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
+        first, *others = block.split(b"\n")
+        pieces.append(first)
+        for other in others:
+            yield b"".join(pieces)
+            pieces = [other]
+    if any(pieces):
+        yield b"".join(pieces)
 
 
 def _present(**values: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from airflow_batch_llm.client.batch_client import AsyncBatchClient
+from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.errors import (
     BatchCancelledError,
     BatchEndedError,
@@ -39,11 +39,17 @@ def why_it_ended(batch: Batch) -> str:
     sentences += [error.message for error in batch.errors.data[:3]] if batch.errors else []
     if counts.total:
         sentences.append(f"{counts.completed} of {counts.total} rows were answered and {counts.failed} failed.")
+    return " ".join([*sentences, _what_is_left(batch)])
+
+
+def _what_is_left(batch: Batch) -> str:
     if batch.manifest:
-        sentences.append(f"What was done is in {batch.manifest.files[0].uri}.")
-    else:
-        sentences.append("No target was written.")
-    return " ".join(sentences)
+        return f"What was done is in {batch.manifest.files[0].uri}."
+    if batch.input_file_id is None:
+        return "No target was written."
+    files = {"output": batch.output_file_id, "error": batch.error_file_id}
+    there = [f"{name} file {file_id}" for name, file_id in files.items() if file_id]
+    return f"What was done is in its {' and its '.join(there)}." if there else "No result file was written."
 
 
 def raise_unless_completed(batch: Batch) -> None:
@@ -55,18 +61,26 @@ def raise_unless_completed(batch: Batch) -> None:
 def progress_line(batch: Batch) -> str:
     """How far a batch is, in one line for a log."""
     progress = batch.progress
+    total, done, failed = _rows(batch)
     parts = [f"Batch {batch.id} is {batch.status}"]
-    if progress.rows_total:
-        share = progress.rows_done / progress.rows_total
-        parts.append(f"{progress.rows_done:,} of {progress.rows_total:,} rows ({share:.0%})")
-    if progress.rows_failed:
-        parts.append(f"{progress.rows_failed:,} failed")
+    if total:
+        parts.append(f"{done:,} of {total:,} rows ({done / total:.0%})")
+    if failed:
+        parts.append(f"{failed:,} failed")
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.eta_seconds is not None:
         parts.append(f"about {progress.eta_seconds:,.0f} s to go")
     line = ", ".join(parts)
     return f"{line}. {progress.waiting_for}" if progress.waiting_for else line
+
+
+def _rows(batch: Batch) -> tuple[int, int, int]:
+    """Rows in all, done and failed; other servers have no more to say than OpenAI's counts."""
+    progress, counts = batch.progress, batch.request_counts
+    if progress.rows_total:
+        return progress.rows_total, progress.rows_done, progress.rows_failed
+    return counts.total, counts.completed + counts.failed, counts.failed
 
 
 @dataclass

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.service import batch_routes, file_routes, worker_routes
+from airflow_batch_llm.service import batch_routes, extension_routes, file_routes, worker_routes
 from airflow_batch_llm.service.problems import add_problem_handlers
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.supervisor import Supervisor
@@ -35,8 +35,9 @@ def create_app(state: ServiceState) -> FastAPI:
 
     app = FastAPI(title="airflow-batch-llm", version=__version__, lifespan=lifespan)
     app.state.service = state
-    for router in (file_routes.router, batch_routes.router, worker_routes.router):
-        app.include_router(router)
+    extensions = [extension_routes] if state.settings.extensions else []
+    for routes in (file_routes, *extensions, batch_routes, worker_routes):
+        app.include_router(routes.router)
     add_problem_handlers(app)
     return app
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import JSONResponse
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.service.access import State, Team
-from airflow_batch_llm.service.lifecycle import to_wire
-from airflow_batch_llm.service.results import target_lines
-from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.problems import problems
+from airflow_batch_llm.service.showing import shown, shown_page
 from airflow_batch_llm.service.submission import checked_batch
 from airflow_batch_llm.wire import Batch, BatchCancel, BatchCreate, BatchList, Health, Model, ModelList
 
 router: Final = APIRouter()
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=problems(503))
 def healthz(state: State) -> Health:
     """Answers while the service can reach its store. Needs no token."""
     state.tokens.any()
     return Health(version=__version__, extensions=state.settings.extensions)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=problems(401, 503))
 def list_models(state: State, team: Team) -> ModelList:
     return ModelList(
         data=[
@@ -37,53 +34,39 @@ def list_models(state: State, team: Team) -> ModelList:
     )
 
 
-@router.post("/v1/batches")
-def create_batch(state: State, team: Team, create: BatchCreate) -> Batch:
+@router.post("/v1/batches", response_model=Batch, responses=problems(400, 401, 404, 409, 429, 503))
+def create_batch(
+    state: State,
+    team: Team,
+    create: BatchCreate,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=512)] = None,
+) -> Batch | JSONResponse:
     """Stores a batch after a cheap look at it, or finds the one that lives under its key."""
-    return _shown(state, state.batches.submit(team, checked_batch(state, team, create)))
+    return shown(state, state.batches.submit(team, checked_batch(state, team, create, idempotency_key)))
 
 
-@router.get("/v1/batches")
+@router.get("/v1/batches", response_model=BatchList, responses=problems(400, 401, 404, 503))
 def list_batches(
     state: State,
     team: Team,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     key: str | None = None,
-) -> BatchList:
-    """One page, newest first; with ``key`` only the generations under that key."""
+) -> BatchList | JSONResponse:
+    """One page, newest first, of the batches before ``after`` (an id); with ``key`` only the generations under it."""
+    key = key if state.settings.extensions else None
     found = state.batches.page(team, after=after, limit=limit + 1, key=key)
-    shown = [_shown(state, record) for record in found[:limit]]
-    return BatchList(
-        data=shown,
-        first_id=shown[0].id if shown else None,
-        last_id=shown[-1].id if shown else None,
-        has_more=len(found) > limit,
-    )
+    return shown_page(state, found[:limit], has_more=len(found) > limit)
 
 
-@router.get("/v1/batches/{batch_id}")
-def get_batch(state: State, team: Team, batch_id: str) -> Batch:
-    return _shown(state, state.batches.get(team, batch_id))
+@router.get("/v1/batches/{batch_id}", response_model=Batch, responses=problems(401, 404, 503))
+def get_batch(state: State, team: Team, batch_id: str) -> Batch | JSONResponse:
+    """The batch as it stands."""
+    return shown(state, state.batches.get(team, batch_id))
 
 
-@router.post("/v1/batches/{batch_id}/cancel")
-def cancel_batch(state: State, team: Team, batch_id: str, body: BatchCancel | None = None) -> Batch:
-    return _shown(state, state.batches.cancel(team, batch_id, holder=body.holder if body else None))
-
-
-@router.get("/v1/batches/{batch_id}/results")
-def get_results(
-    state: State, team: Team, batch_id: str, limit: Annotated[int | None, Query(ge=1)] = None
-) -> StreamingResponse:
-    """The target's rows as JSON lines, in source order, once the batch has ended."""
-    record = state.batches.get(team, batch_id)
-    if not record["manifest"]:
-        raise NotFoundError(
-            f"Batch {batch_id} is {record['status']} and has no target to read (yet).", code="no_results"
-        )
-    return StreamingResponse(target_lines(record["manifest"], limit), media_type="application/x-ndjson")
-
-
-def _shown(state: ServiceState, record: Mapping[str, Any]) -> Batch:
-    return to_wire(record, rate=state.batches.rate(record["id"]), served=state.workers.served())
+@router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
+def cancel_batch(state: State, team: Team, batch_id: str, body: BatchCancel | None = None) -> Batch | JSONResponse:
+    """Asks for a batch's end; what was done of it is kept. One that has ended stays as it is."""
+    holder = body.holder if body and state.settings.extensions else None
+    return shown(state, state.batches.cancel(team, batch_id, holder=holder))

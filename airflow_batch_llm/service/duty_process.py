@@ -14,13 +14,8 @@ from typing import Final
 from airflow_batch_llm.child_process import process_name
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.duties import DutyRunner
+from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.settings import ServiceSettings
-from airflow_batch_llm.storage.local import LocalStorage
-from airflow_batch_llm.store.batches import Batches
-from airflow_batch_llm.store.chunks import Chunks
-from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duties
-from airflow_batch_llm.store.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +24,7 @@ IDLE_SECONDS: Final = 0.5
 
 
 def runner(kind: DutyKind, settings: ServiceSettings) -> DutyRunner:
-    database = Database(settings.store_url)
-    return DutyRunner(
-        kind=kind,
-        holder=process_name(os.getpid()),
-        settings=settings,
-        duties=Duties(database),
-        batches=Batches(database),
-        chunks=Chunks(database),
-        workers=Workers(database),
-        storage=LocalStorage(settings.storage_root),
-    )
+    return DutyRunner(kind, process_name(os.getpid()), DutyContext.open(settings))
 
 
 def main() -> None:

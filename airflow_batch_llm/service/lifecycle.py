@@ -13,6 +13,7 @@ from airflow_batch_llm.wire import (
     BatchError,
     BatchErrors,
     InputTokensDetails,
+    OutputTokensDetails,
     Progress,
     RequestCounts,
     Usage,
@@ -28,6 +29,7 @@ _TIMES: Final = (
     "expired_at",
     "cancelling_at",
     "cancelled_at",
+    "deadline",
 )
 _AS_STORED: Final = (
     "id",
@@ -84,6 +86,7 @@ def _usage(record: Mapping[str, Any]) -> Usage:
         input_tokens=record["prompt_tokens"],
         input_tokens_details=InputTokensDetails(cached_tokens=record["cached_tokens"]),
         output_tokens=record["completion_tokens"],
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=record["reasoning_tokens"]),
         total_tokens=record["prompt_tokens"] + record["completion_tokens"],
     )
 
@@ -105,6 +108,8 @@ def _waiting_for(record: Mapping[str, Any], served: list[ServedBy]) -> str | Non
     if record["trouble"]:
         return str(record["trouble"])
     if status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+        return None
+    if record["model"] is None:
         return None
     if any(model.model == record["model"] and record["endpoint"] in model.endpoints for model in served):
         return None

@@ -1,62 +1,80 @@
-"""Reading a finished batch's target back, as JSON lines, some thousand rows at a time."""
+"""Results a page at a time: as they are committed while a batch runs, in source order once it has ended.
+
+A page costs what it shows, wherever it is: a cursor says where the next one begins, in words of the place that the
+results are read from. Only a filter for a rare status has to look at more.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
+from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.service.committed_results import committed_results
+from airflow_batch_llm.service.file_results import file_results
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.target_results import target_results
+from airflow_batch_llm.wire import ResultPage, ResultRow
 
-from airflow_batch_llm.errors import NotFoundError
-from airflow_batch_llm.service.sources import ROWS
-from airflow_batch_llm.service.targets import read_manifest
+PlacedRow = tuple[str, ResultRow]
+"""A row, and the cursor of what follows it."""
+
+_CURSOR: Final = re.compile(r"(part|row|line)-(\d{1,15})(?:\.(\d{1,15}))?")
 
 
-def target_lines(manifest: Mapping[str, Any], limit: int | None) -> Iterator[bytes]:
-    """The first ``limit`` rows (or all) of the target that ``manifest`` names.
+def result_page(
+    state: ServiceState, record: Mapping[str, Any], *, after: str | None, limit: int, status: RowStatus | None
+) -> ResultPage:
+    """The ``limit`` rows after the cursor ``after`` (from the start without one), perhaps of one status alone.
 
-    Raises :class:`NotFoundError` where the target is gone or belongs to another batch by now.
+    While a batch runs its rows come in the order in which they were committed, so that a client that goes on from its
+    last cursor sees each once. A cursor of then goes on working after the end, but rows that were never done have no
+    place in that order: read from the start for those.
     """
-    target = Path(manifest["files"][0]["uri"])
-    standing = read_manifest(target)
-    if standing is None or standing.batch_id != manifest["batch_id"] or not target.exists():
-        raise NotFoundError(
-            f"Target {target} of batch {manifest['batch_id']} was removed or replaced since.", code="target_gone"
-        )
-    return islice(_lines(target), limit)
+    rows = _rows(state, record, after)
+    if status is not None:
+        rows = (placed for placed in rows if placed[1].status == status)
+    found = list(islice(rows, limit + 1))
+    shown = found[:limit]
+    return ResultPage(
+        data=[row for _, row in shown], last_id=shown[-1][0] if shown else after, has_more=len(found) > limit
+    )
 
 
-def _lines(target: Path) -> Iterator[bytes]:
-    match target.suffix.lower():
-        case ".jsonl":
-            with target.open("rb") as stream:
-                yield from stream
-        case ".csv":
-            with target.open(encoding="utf-8", newline="") as stream:
-                for row in csv.DictReader(stream):
-                    yield orjson.dumps(row) + b"\n"
-        case _:
-            with pq.ParquetFile(target) as file:
-                for batch in file.iter_batches(batch_size=ROWS):
-                    for row in _readable(batch).to_pylist():
-                        yield orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
+def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> Iterator[PlacedRow]:
+    kind, first, second = _parsed(after)
+    sources: dict[str, tuple[bool, Callable[[], Iterator[PlacedRow]]]] = {
+        "line": (bool(record["manifest"]), lambda: target_results(record["manifest"], first, second)),
+        "row": (_has_files(record), lambda: file_results(state, record, first)),
+        "part": (record["plan_key"] is not None, lambda: committed_results(state, record, first, second)),
+    }
+    for name, (there, read) in sources.items():
+        if there and kind in (None, name):
+            return read()
+    if kind is not None:
+        raise _wrong(after)
+    return iter(())
 
 
-def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with those columns as text that Python has no values for (nanoseconds, the year 30000)."""
-    return pa.record_batch([_as_text_if_needed(column) for column in batch.columns], names=batch.schema.names)
+def _parsed(after: str | None) -> tuple[str | None, int, int]:
+    if after is None:
+        return None, 0, 0
+    match = _CURSOR.fullmatch(after)
+    if match is None:
+        raise _wrong(after)
+    return match[1], int(match[2]), int(match[3] or 0)
 
 
-def _as_text_if_needed(column: pa.Array) -> pa.Array:
-    if not pa.types.is_temporal(column.type):
-        return column
-    try:
-        column.to_pylist()
-    except (ValueError, OverflowError):
-        return column.cast(pa.string())
-    return column
+def _has_files(record: Mapping[str, Any]) -> bool:
+    return record["output_file_id"] is not None or record["error_file_id"] is not None
+
+
+def _wrong(after: str | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{after!r} is no cursor of this batch's results. Give the `last_id` of an earlier page, or nothing to begin.",
+        code="invalid_cursor",
+        param="after",
+    )

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
-from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm import clock
+from airflow_batch_llm.errors import ConflictError, InvalidRequestError, TooManyRequestsError
 from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, FilePurpose
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.batches import NewBatch
-from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, BatchCreate, window_seconds
+from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, BatchCreate, DatasetSpec, window_seconds
 
 IDEMPOTENCY_KEY = "idempotency_key"
 """The metadata under which clients note a key of theirs."""
 
 
 def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempotency_key: str | None = None) -> NewBatch:
-    """The batch to store. Raises :class:`InvalidRequestError` for what can be seen to be wrong."""
+    """The batch to store. Raises :class:`RefusedError` for what can be seen to be wrong."""
+    idempotency_key = idempotency_key if state.settings.extensions else None
     if not state.settings.extensions:
         _check_plain(create)
+    _check_deadline(create)
+    _check_rate(state, team)
     if create.dataset is not None and create.input_file_id is None:
         new = _of_dataset(state, create)
     elif create.dataset is None and create.input_file_id is not None:
@@ -32,6 +37,23 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
             "input_file_id",
         )
     return dataclasses.replace(new, key=_key(create, new, idempotency_key))
+
+
+def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) -> None:
+    """Whether a stored batch can be planned anew. Raises :class:`RefusedError` if its input is gone or another."""
+    if record["dataset"] is None:
+        state.files.get(team, record["input_file_id"], param="input_file_id")
+        return
+    spec = DatasetSpec.model_validate(record["dataset"])
+    owners = {name for name in (record["key"], record["series"]) if name is not None}
+    path = check_dataset(spec, state.places, owners=owners).source_path
+    if content_sha256(spec, record["model"], record["endpoint"], path) != record["content_sha256"]:
+        raise ConflictError(
+            f"Source {path} has changed since batch {record['id']} was submitted. Nothing was submitted. "
+            "Submit the table as a new batch.",
+            code="source_changed",
+            param="dataset.source",
+        )
 
 
 def _of_dataset(state: ServiceState, create: BatchCreate) -> NewBatch:
@@ -105,6 +127,25 @@ def _key(create: BatchCreate, new: NewBatch, header: str | None) -> str | None:
     if not noted or create.dataset is not None:
         return None
     return hashlib.sha256(f"metadata {noted} {new.content_sha256}".encode()).hexdigest()
+
+
+def _check_rate(state: ServiceState, team: str) -> None:
+    limit = state.settings.limits.creates_per_hour
+    if limit is None:
+        return
+    count = state.batches.created_within(team, 3_600)
+    if count >= limit:
+        raise TooManyRequestsError(
+            f"Team {team!r} has submitted {count:,} batches within an hour, and the limit is {limit:,}. "
+            "Nothing was submitted. Try again later.",
+            code="rate_limit_exceeded",
+        )
+
+
+def _check_deadline(create: BatchCreate) -> None:
+    if create.deadline is not None and create.deadline <= clock.now().timestamp():
+        at = clock.from_unix(create.deadline)
+        raise _refused(f"The deadline {at:%Y-%m-%d %H:%M:%S} UTC has passed.", "deadline_passed", "deadline")
 
 
 def _check_plain(create: BatchCreate) -> None:

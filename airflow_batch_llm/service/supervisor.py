@@ -1,4 +1,4 @@
-"""Keeps the service's duty processes alive."""
+"""Keeps the service's duties going: processes for those that work, threads for those that only wait."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Final
 
 from airflow_batch_llm.child_process import named_pid, process_name, start_child
 from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.service.notifier import Notifier
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.database import StoreTroubleError
@@ -22,11 +23,19 @@ log = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 1.0
 TIDY_SECONDS: Final = 2.0
+NOTIFY_SECONDS: Final = 1.0
+"""How soon the end of a batch is told to the webhooks."""
+STOP_SECONDS: Final = 5.0
+"""How long a stop waits, for instance for a webhook that does not answer: that is told again after the next start."""
+_PROCESSES: Final = (DutyKind.PLAN, DutyKind.ASSEMBLE)
 
 
 @dataclass
 class Supervisor:
-    """Runs one process for each kind of duty, starts it again when it dies, and frees what a dead one held."""
+    """Runs a process for planning and one for assembling, starts it again when it dies, and frees what a dead one held.
+
+    Beside them, in threads: telling the webhooks, and ending what nobody works on any more.
+    """
 
     settings: ServiceSettings
     duties: Duties
@@ -37,9 +46,10 @@ class Supervisor:
 
     def start(self) -> None:
         self._free_dead_holders()
-        for kind in DutyKind:
+        for kind in _PROCESSES:
             self._thread(f"{kind} process", self._keep, kind)
         self._thread("tidy", self._tidy)
+        self._thread("notify", self._notify)
 
     def stop(self) -> None:
         self._over.set()
@@ -47,7 +57,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
         for thread in self._threads:
-            thread.join()
+            thread.join(STOP_SECONDS)
 
     def _thread(self, name: str, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
@@ -73,15 +83,28 @@ class Supervisor:
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):
-            try:
-                self.batches.settle_cancelled()
-            except Exception:
-                log.exception("settling cancelled batches broke off; it is tried again")
+            for tidy in (self.batches.expire_due, self.batches.settle_ending):
+                try:
+                    tidy()
+                except Exception:
+                    log.exception("%s broke off; it is tried again", tidy.__name__)
+
+    def _notify(self) -> None:
+        with contextlib.closing(Notifier.open(self.settings)) as notifier:
+            while not self._over.is_set():
+                try:
+                    worked = notifier.run_once()
+                except Exception:
+                    log.exception("a notify duty broke off; it is tried again when its lease ends")
+                    worked = False
+                if not worked:
+                    self._over.wait(NOTIFY_SECONDS)
 
     def _free_dead_holders(self) -> None:
         for holder in self.duties.holders():
             pid = named_pid(holder)
-            if pid is not None and not _alive(pid):
+            # A container starts its processes with the same ids each time: what bears this one's name is a dead one's.
+            if pid is not None and (pid == os.getpid() or not _alive(pid)):
                 self.duties.free_those_of(holder)
 
 

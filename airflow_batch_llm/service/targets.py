@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.sources import LINE
 from airflow_batch_llm.wire import Manifest
+from airflow_batch_llm.worker_wire import ResultLine
 
 OUTPUT_SCHEMA: Final = pa.schema(
     [
@@ -30,6 +31,18 @@ OUTPUT_SCHEMA: Final = pa.schema(
         ("llm_completion_tokens", pa.int64()),
     ]
 )
+
+
+def output_values(line: ResultLine) -> tuple[Any, ...]:
+    """A result as the values of :data:`OUTPUT_SCHEMA`."""
+    return (
+        line.output,
+        line.status,
+        f"{line.code}: {line.error}" if line.error else None,
+        line.finish_reason,
+        line.prompt_tokens,
+        line.completion_tokens,
+    )
 
 
 class TargetTakenError(Exception):

@@ -51,7 +51,8 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
     chunk = state.chunks.claim(request.worker_id, lease_seconds=state.settings.lease_seconds)
     if chunk is None:
         return Response(status_code=204)
-    spec = DatasetSpec.model_validate(state.chunks.dataset_of(chunk["batch_id"]))
+    dataset = state.chunks.dataset_of(chunk["batch_id"])
+    spec = DatasetSpec.model_validate(dataset) if dataset is not None else None
     at = f"/worker/v1/chunks/{chunk['id']}/attempts/{chunk['attempt']}"
     return Claim(
         chunk_id=chunk["id"],
@@ -64,8 +65,9 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
         sha256=chunk["sha256"],
         parts_url=f"{at}/parts/{{part}}",
         done=_done_rows(state, chunk["id"]),
-        parameters=request_parameters(spec),
-        choices=spec.choices,
+        parameters=request_parameters(spec) if spec else {},
+        choices=spec.choices if spec else None,
+        whole=spec is None,
         lease_seconds=state.settings.lease_seconds,
     )
 

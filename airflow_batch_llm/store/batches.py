@@ -12,8 +12,10 @@ from sqlalchemy import ColumnElement, Connection, Double, and_, case, func, inse
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty
+from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
+from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.tables import batches, chunks, parts
+from airflow_batch_llm.wire import window_seconds
 
 RATE_SECONDS: Final = 60.0
 """Over how long the rate of a batch is taken: long enough to smooth the flushes of parts."""
@@ -21,6 +23,12 @@ RATE_SECONDS: Final = 60.0
 _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
     {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
 )
+_RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+_REPEATED: Final = (
+    *("key", "series", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
+    *("completion_window", "output_seconds", "metadata", "priority"),
+)
+"""What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
 
 
@@ -69,6 +77,8 @@ class Plan:
     rows_failed: int
     """Rows that cannot be asked (malformed, not text …)."""
     chunks: list[PlannedChunk]
+    model: str | None = None
+    """Of a request file, whose lines say it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Batches:
         with self._database.reading() as connection:
             row = connection.execute(select(batches).where(batches.c.id == batch_id, batches.c.team == team)).first()
         if row is None:
-            raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
+            raise _no_such_batch(batch_id)
         return row._asdict()
 
     def page(self, team: str, *, after: str | None, limit: int, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -152,7 +162,7 @@ class Batches:
                 select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
             ).first()
             if batch is None:
-                raise NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")
+                raise _no_such_batch(batch_id)
             if holder is not None and batch.holder != holder:
                 raise ConflictError(
                     f"Batch {batch_id} is not held by {holder} any more but by {batch.holder}. It goes on.",
@@ -208,6 +218,7 @@ class Batches:
                 .values(
                     status=BatchStatus.IN_PROGRESS,
                     in_progress_at=self._database.now(),
+                    model=plan.model or batch["model"],
                     plan_key=plan.storage_key,
                     rows_total=plan.rows_total,
                     rows_done=plan.rows_done,
@@ -218,7 +229,8 @@ class Batches:
             )
             if started.rowcount == 0:
                 raise DutyLostError(f"Batch {duty.batch_id} was {batch['status']} before its plan was ready.")
-            same = {name: batch[name] for name in ("team", "model", "endpoint", "priority")}
+            same = {name: batch[name] for name in ("team", "endpoint", "priority")}
+            same["model"] = plan.model or batch["model"]
             if plan.chunks:
                 connection.execute(
                     insert(chunks),
@@ -227,44 +239,120 @@ class Batches:
                         for chunk in plan.chunks
                     ],
                 )
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == duty.batch_id, batches.c.expires_at <= self._database.now())
+                .values(**self._expiring())
+            )
             settle(connection, self._database, duty.batch_id)
 
     def fail(self, duty: Duty, errors: list[dict[str, Any]]) -> None:
         """Ends a batch whose input cannot be run."""
         with self._database.writing() as connection:
             end_duty(connection, duty)
-            connection.execute(
+            ended = connection.execute(
                 update(batches)
-                .where(batches.c.id == duty.batch_id, batches.c.status.not_in(ENDED))
+                .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
                 .values(status=BatchStatus.FAILED, failed_at=self._database.now(), errors=errors, trouble=None)
             )
+            if ended.rowcount == 0:
+                raise DutyLostError(f"Batch {duty.batch_id} had ended before its plan failed.")
+            add_duty(connection, duty.batch_id, DutyKind.NOTIFY)
 
-    def finish(self, duty: Duty, manifest: dict[str, Any] | None, *, trouble: str | None = None) -> None:
-        """Ends a batch whose results stand (or, for a cancelled one, never will).
+    def finish(
+        self,
+        duty: Duty,
+        status: BatchStatus,
+        *,
+        manifest: dict[str, Any] | None = None,
+        output: StoredFile | None = None,
+        error: StoredFile | None = None,
+        trouble: str | None = None,
+    ) -> None:
+        """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
         A cancel that came while they were assembled makes the duty start again: see :class:`DutyLostError`.
         """
-        status = BatchStatus(manifest["status"]) if manifest else BatchStatus.CANCELLED
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
+            team = self._row(connection, duty.batch_id)["team"]
             end_duty(connection, duty)
+            for file in (output, error):
+                if file is not None:
+                    insert_file(connection, self._database, team, file)
             ended = connection.execute(
                 update(batches)
                 .where(batches.c.id == duty.batch_id, batches.c.status == before)
                 .values(
-                    {"status": status, f"{status}_at": self._database.now(), "manifest": manifest, "trouble": trouble}
+                    {
+                        "status": status,
+                        f"{status}_at": self._database.now(),
+                        "manifest": manifest,
+                        "output_file_id": output.id if output else None,
+                        "error_file_id": error.id if error else None,
+                        "trouble": trouble,
+                    }
                 )
             )
             if ended.rowcount == 0:
                 raise DutyLostError(f"Batch {duty.batch_id} was not {before} any more when its results stood.")
+            add_duty(connection, duty.batch_id, DutyKind.NOTIFY)
 
-    def settle_cancelled(self) -> None:
-        """Lets cancelling batches end whose workers are gone without a word."""
+    def retry(self, team: str, batch_id: str) -> Mapping[str, Any]:
+        """A new generation of a batch that ended with rows undone or failed; it asks for those alone.
+
+        Said twice it opens one: the second call finds the new generation. Raises :class:`ConflictError` for a batch
+        that is not the last of its generations or has nothing to be done again.
+        """
+        with self._database.writing() as connection:
+            batch = connection.execute(
+                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
+            ).first()
+            if batch is None:
+                raise _no_such_batch(batch_id)
+            last = self._last_generation(connection, team, batch.key)
+            if last.id != batch_id and last.status not in ENDED:
+                return self._row(connection, last.id)
+            _check_retry(batch, last)
+            new_id = f"batch_{uuid.uuid4().hex}"
+            values = {name: getattr(batch, name) for name in _REPEATED}
+            window = window_seconds(batch.completion_window) if batch.completion_window else None
+            ends = None if window is None else self._database.now() + window
+            self._store(connection, new_id, batch.generation + 1, values | {"team": team, "expires_at": ends})
+            return self._row(connection, new_id)
+
+    def created_within(self, team: str, seconds: float) -> int:
+        """How many batches the team submitted in the last ``seconds``."""
+        query = select(func.count()).where(
+            batches.c.team == team, batches.c.created_at > self._database.now() - seconds
+        )
         with self._database.reading() as connection:
-            waiting = connection.scalars(select(batches.c.id).where(batches.c.status == BatchStatus.CANCELLING)).all()
+            return connection.scalar(query) or 0
+
+    def expire_due(self) -> None:
+        """Stops the batches whose time is up. One that is still planned stops right after that."""
+        due = (batches.c.status == BatchStatus.IN_PROGRESS, batches.c.expires_at <= self._database.now())
+        with self._database.reading() as connection:
+            found = connection.scalars(select(batches.c.id).where(*due)).all()
+        for batch_id in found:
+            with self._database.writing() as connection:
+                connection.execute(update(batches).where(batches.c.id == batch_id, *due).values(**self._expiring()))
+                settle(connection, self._database, batch_id)
+
+    def settle_ending(self) -> None:
+        """Lets cancelling and expiring batches end whose workers are gone without a word."""
+        ending = or_(
+            batches.c.status == BatchStatus.CANCELLING,
+            and_(batches.c.status == BatchStatus.FINALIZING, batches.c.expiring),
+        )
+        with self._database.reading() as connection:
+            waiting = connection.scalars(select(batches.c.id).where(ending)).all()
         for batch_id in waiting:
             with self._database.writing() as connection:
                 settle(connection, self._database, batch_id)
+
+    def _expiring(self) -> dict[str, Any]:
+        return {"status": BatchStatus.FINALIZING, "finalizing_at": self._database.now(), "expiring": True}
 
     def _last_generation(self, connection: Connection, team: str, key: str) -> Any:
         return connection.execute(
@@ -294,16 +382,24 @@ class Batches:
         now = self._database.now()
         ends: list[ColumnElement[float]] = [] if new.deadline is None else [literal(new.deadline, Double)]
         ends += [] if new.window_seconds is None else [now + new.window_seconds]
-        values = {name: value for name, value in vars(new).items() if name != "window_seconds"} | {
-            "id": batch_id,
+        values = {name: value for name, value in vars(new).items() if name != "window_seconds"}
+        values |= {
             "team": team,
             "key": key,
-            "generation": generation,
-            "status": BatchStatus.VALIDATING,
-            "created_at": now,
             "expires_at": case((ends[0] < ends[-1], ends[0]), else_=ends[-1]) if ends else None,
         }
-        connection.execute(insert(batches).values(values))
+        self._store(connection, batch_id, generation, values)
+
+    def _store(self, connection: Connection, batch_id: str, generation: int, values: dict[str, Any]) -> None:
+        connection.execute(
+            insert(batches).values(
+                **values,
+                id=batch_id,
+                generation=generation,
+                status=BatchStatus.VALIDATING,
+                created_at=self._database.now(),
+            )
+        )
         add_duty(connection, batch_id, DutyKind.PLAN)
 
     def _cancel_series(self, connection: Connection, team: str, series: str | None, newest: str) -> None:
@@ -333,7 +429,7 @@ class Batches:
 
 
 def settle(connection: Connection, database: Database, batch_id: str) -> None:
-    """Moves a batch on once its last chunk is done, or once nobody works on a cancelled one any more."""
+    """Moves a batch on once its last chunk is done, or once nobody works on an ending one any more."""
     batch = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).one()
     if batch.status == BatchStatus.IN_PROGRESS and batch.chunks_done == batch.chunks_total:
         connection.execute(
@@ -342,29 +438,58 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
             .values(status=BatchStatus.FINALIZING, finalizing_at=database.now())
         )
         add_duty(connection, batch_id, DutyKind.ASSEMBLE)
-    elif batch.status == BatchStatus.CANCELLING:
-        _settle_cancelling(connection, database, batch)
-
-
-def _settle_cancelling(connection: Connection, database: Database, batch: Any) -> None:
-    if batch.plan_key is None:
+    elif batch.status == BatchStatus.CANCELLING and batch.plan_key is None:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch.id)
             .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
         )
         drop_duty(connection, batch.id, DutyKind.PLAN)
-        return
+        add_duty(connection, batch_id, DutyKind.NOTIFY)
+    elif batch.status == BatchStatus.CANCELLING or (batch.status == BatchStatus.FINALIZING and batch.expiring):
+        _settle_ending(connection, database, batch)
+
+
+def _settle_ending(connection: Connection, database: Database, batch: Any) -> None:
+    """Hands an ending batch to the assembler once no worker holds a chunk of it."""
     at_work = select(func.count()).where(
         chunks.c.batch_id == batch.id, chunks.c.state == ChunkState.LEASED, chunks.c.lease_until > database.now()
     )
-    if connection.scalar(at_work):
+    if has_duty(connection, batch.id, DutyKind.ASSEMBLE) or connection.scalar(at_work):
         return
     connection.execute(
         update(chunks)
         .where(chunks.c.batch_id == batch.id, chunks.c.state != ChunkState.DONE)
         .values(state=ChunkState.DROPPED)
     )
-    if batch.finalizing_at is None:
-        connection.execute(update(batches).where(batches.c.id == batch.id).values(finalizing_at=database.now()))
-        add_duty(connection, batch.id, DutyKind.ASSEMBLE)
+    connection.execute(
+        update(batches)
+        .where(batches.c.id == batch.id, batches.c.finalizing_at.is_(None))
+        .values(finalizing_at=database.now())
+    )
+    add_duty(connection, batch.id, DutyKind.ASSEMBLE)
+
+
+def _check_retry(batch: Any, last: Any) -> None:
+    if last.id != batch.id:
+        raise ConflictError(
+            f"Batch {batch.id} is generation {batch.generation} of its key; the last one is {last.id} ({last.status}). "
+            "Nothing was submitted. Retry that one.",
+            code="superseded",
+        )
+    if batch.status not in _RETRIED:
+        raise ConflictError(
+            f"Batch {batch.id} is {batch.status}: only one that completed, expired or was cancelled can be retried. "
+            "Nothing was submitted.",
+            code="not_retryable",
+        )
+    if batch.rows_done == batch.rows_total > 0 and batch.rows_failed == 0:
+        raise ConflictError(
+            f"All {batch.rows_total} rows of batch {batch.id} succeeded: there is nothing to do again. "
+            "Nothing was submitted.",
+            code="nothing_to_retry",
+        )
+
+
+def _no_such_batch(batch_id: str) -> NotFoundError:
+    return NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")

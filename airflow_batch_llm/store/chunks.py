@@ -88,10 +88,11 @@ class Chunks:
         with self._database.reading() as connection:
             return self._held(connection, lease)
 
-    def dataset_of(self, batch_id: str) -> dict[str, Any]:
-        """The spec of the batch that a chunk is of."""
+    def dataset_of(self, batch_id: str) -> dict[str, Any] | None:
+        """The spec of the batch that a chunk is of; None for a batch of a request file."""
         with self._database.reading() as connection:
-            return dict(connection.scalar(select(batches.c.dataset).where(batches.c.id == batch_id)) or {})
+            spec: dict[str, Any] | None = connection.scalar(select(batches.c.dataset).where(batches.c.id == batch_id))
+        return spec
 
     def parts_of_chunk(self, chunk_id: int) -> list[str]:
         """Storage keys of all that was committed of a chunk."""
@@ -107,6 +108,13 @@ class Chunks:
         query = query.order_by(parts.c.chunk_id, parts.c.attempt, parts.c.number)
         with self._database.reading() as connection:
             return [row._asdict() for row in connection.execute(query)]
+
+    def part_keys(self, batch_id: str, *, offset: int, limit: int) -> list[str]:
+        """Storage keys of some parts of a batch, in the order in which they were committed."""
+        query = select(parts.c.storage_key).where(parts.c.batch_id == batch_id)
+        query = query.order_by(parts.c.committed_at, parts.c.chunk_id, parts.c.attempt, parts.c.number)
+        with self._database.reading() as connection:
+            return list(connection.scalars(query.offset(offset).limit(limit)))
 
     def extend(self, lease: ChunkLease, stored: list[StoredPart], *, lease_seconds: float) -> bool:
         """Prolongs a lease and commits parts; gives whether the worker should stop since the batch is ending."""
@@ -229,6 +237,7 @@ class Chunks:
             )
         )
         counted = {name: getattr(record, name) for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")}
+        details = {name: getattr(record, name) for name in ("cached_tokens", "reasoning_tokens")}
         self._change(connection, lease, rows_done=chunks.c.rows_done + record.rows)
         connection.execute(
             update(attempts)
@@ -241,8 +250,7 @@ class Chunks:
             .values(
                 rows_done=batches.c.rows_done + record.rows,
                 rows_failed=batches.c.rows_failed + record.rows_failed,
-                cached_tokens=batches.c.cached_tokens + record.cached_tokens,
-                **_raised(batches, counted),
+                **_raised(batches, counted | details),
             )
         )
 

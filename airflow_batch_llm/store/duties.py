@@ -28,6 +28,11 @@ def add_duty(connection: Connection, batch_id: str, kind: DutyKind) -> None:
     connection.execute(insert(duties).values(batch_id=batch_id, kind=kind, attempt=0, done=False))
 
 
+def has_duty(connection: Connection, batch_id: str, kind: DutyKind) -> bool:
+    query = select(duties.c.batch_id).where(duties.c.batch_id == batch_id, duties.c.kind == kind)
+    return connection.execute(query).first() is not None
+
+
 def end_duty(connection: Connection, duty: Duty) -> None:
     """Marks a duty done, inside the transaction of its effect. Raises :class:`DutyLostError` if it is not held."""
     ended = connection.execute(update(duties).where(*_held(duty)).values(done=True, lease_until=None))

@@ -110,6 +110,18 @@ class Workers:
                 .limit(1)
             )
 
+    def body_fields(self, endpoint: str) -> list[str] | None:
+        """What the engine of the worker that registered last for an endpoint says that a request's body may have."""
+        with self._database.reading() as connection:
+            fields: list[str] | None = connection.scalar(
+                select(worker_models.c.body_fields)
+                .join(workers, workers.c.id == worker_models.c.worker_id)
+                .where(worker_models.c.endpoint == endpoint)
+                .order_by(workers.c.registered_at.desc())
+                .limit(1)
+            )
+        return fields
+
     def _alive(self) -> ColumnElement[bool]:
         return (workers.c.gone.is_(False)) & (workers.c.last_seen_at > self._database.now() - ALIVE_SECONDS)
 

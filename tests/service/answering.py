@@ -6,9 +6,12 @@ import functools
 import hashlib
 import io
 import random
+from collections.abc import Container, Iterable
 from typing import Any
 
-from airflow_batch_llm.models import CHAT_COMPLETIONS
+import msgspec
+
+from airflow_batch_llm.models import ENDPOINTS
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker.service_link import ServiceLink
 from airflow_batch_llm.worker_wire import (
@@ -25,13 +28,23 @@ from tests.conftest import RunningService
 
 
 class AnsweringWorker:
-    """Does chunks in parts of ``part_rows``, in an order of its own."""
+    """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400."""
 
-    def __init__(self, service: RunningService, *, part_rows: int = 3) -> None:
+    def __init__(
+        self,
+        service: RunningService,
+        *,
+        part_rows: int = 3,
+        model: str = "m",
+        endpoints: Iterable[str] = ENDPOINTS,
+        body_fields: list[str] | None = None,
+        failing: Container[int] = (),
+    ) -> None:
+        self.failing = failing
         self.link = _link(service.url, service.token)
         self.part_rows = part_rows
-        served = ServedModel(model="m", endpoint=CHAT_COMPLETIONS)
-        self.worker_id = self.link.register(Registration(name="w", version="1", models=[served])).worker_id
+        served = [ServedModel(model=model, endpoint=endpoint, body_fields=body_fields) for endpoint in endpoints]
+        self.worker_id = self.link.register(Registration(name="w", version="1", models=served)).worker_id
 
     def claim(self) -> tuple[Claim, list[RowLine]] | None:
         claim = self.link.claim(self.worker_id)
@@ -42,10 +55,7 @@ class AnsweringWorker:
         return claim, lines
 
     def store(self, claim: Claim, number: int, lines: list[RowLine]) -> PartRecord:
-        results = [
-            ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
-            for line in lines
-        ]
+        results = [self._whole(line) if claim.whole else _answer(line) for line in lines]
         content = pack(results)
         self.link.put_part(claim, number, content)
         return PartRecord(
@@ -53,12 +63,25 @@ class AnsweringWorker:
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
             rows=len(lines),
-            rows_failed=0,
+            rows_failed=sum(result.status != "success" for result in results),
             prompt_tokens=len(lines),
             cached_tokens=0,
             completion_tokens=0,
             gpu_seconds=0.0,
         )
+
+    def _whole(self, line: RowLine) -> ResultLine:
+        """The request's own body comes back, so that a test can see whose answer is whose."""
+        if line.row in self.failing:
+            refusal = {"error": {"message": f"row {line.row} is refused", "type": "BadRequestError", "code": 400}}
+            raw = msgspec.Raw(msgspec.json.encode(refusal))
+            return ResultLine(line.row, "error", code="engine_refused", error="…", status_code=400, response=raw)
+        usage = b'{"prompt_tokens":1,"completion_tokens":0,"total_tokens":1}'
+        choices = (
+            b'[{"index":0,"message":{"role":"assistant","content":"answer %d"},"finish_reason":"stop"}]' % line.row
+        )
+        body = b'{"echo":%b,"choices":%b,"usage":%b}' % (bytes(line.body), choices, usage)
+        return ResultLine(line.row, "success", prompt_tokens=1, status_code=200, response=msgspec.Raw(body))
 
     def work(self) -> int:
         """Does all chunks there are; gives how many rows that were."""
@@ -71,6 +94,10 @@ class AnsweringWorker:
             self.link.commit(claim, [self.store(claim, len(pieces), pieces[-1])] if pieces else [])
             done += len(lines)
         return done
+
+
+def _answer(line: RowLine) -> ResultLine:
+    return ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
 
 
 @functools.cache

@@ -19,7 +19,9 @@ PATHS = [
     ("GET", "/v1/batches/x"),
     ("POST", "/v1/batches/x/cancel"),
     ("GET", "/v1/batches/x/results"),
+    ("POST", "/v1/batches/x/retry"),
     ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
     ("GET", "/v1/files/x"),
     ("GET", "/v1/files/x/content"),
     ("DELETE", "/v1/files/x"),
@@ -97,10 +99,25 @@ def test_a_malformed_body_is_a_400_that_names_the_field(
         ("GET", "/v1/batches?after=batch_nope", b"", 404, "batch_not_found"),
         ("GET", "/v1/files/file-nope", b"", 404, "file_not_found"),
         ("GET", "/v1/nope", b"", 404, "not_found"),
-        ("DELETE", "/v1/batches", b"", 405, "invalid_request"),
+        ("DELETE", "/v1/batches", b"", 405, "method_not_allowed"),
         ("GET", "/v1/batches?limit=0", b"", 400, "invalid_request"),
         ("GET", "/v1/batches?limit=101", b"", 400, "invalid_request"),
         ("POST", "/v1/batches", b"{", 400, "invalid_json"),
+        ("POST", "/v1/batches", b'{"key": "\xff"}', 400, "invalid_json"),
+        ("POST", "/v1/batches", b"[" * 100_000, 400, "invalid_json"),
+        ("POST", "/v1/batches", b'{"\\ud800": 1}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"key": "\\ud800"}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"metadata": {"a": "\\u0000"}}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"dataset": {"parameters": {"x": ["\\udfff"]}}}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"dataset": {"parameters": {"x": NaN}}}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"dataset": {"parameters": {"x": 1e999}}}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"priority": 9223372036854775808}', 400, "invalid_value"),
+        ("POST", "/v1/batches", b'{"key": %s"x"%s}' % (b"[" * 65, b"]" * 65), 400, "invalid_value"),
+        ("POST", "/worker/v1/chunks/9223372036854775808/extend", b'{"attempt": 1}', 400, "invalid_value"),
+        ("GET", "/v1/files/file%00nope", b"", 400, "invalid_value"),
+        ("GET", "/v1/batches?key=a%00b", b"", 400, "invalid_value"),
+        ("GET", "/v1/files/%ED%A0%80", b"", 404, "file_not_found"),
+        ("GET", "/v1/files?after=" + "9" * 10_000, b"", 404, "file_not_found"),
         ("POST", "/v1/batches", b"{}", 400, "missing_required_parameter"),
         ("POST", "/v1/batches", b'{"input_file_id": "file-x"}', 400, "missing_required_parameter"),
         ("POST", "/worker/v1/claim", b'{"worker_id": "worker-nope"}', 404, "worker_unknown"),
@@ -116,6 +133,24 @@ def test_every_refusal_has_the_body_of_an_openai_error(
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert response.json()["error"]["message"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/files", "GET, POST"),
+        ("HEAD", "/v1/files/x", "DELETE, GET"),
+        ("POST", "/v1/files/x/content", "GET"),
+        ("DELETE", "/v1/batches", "GET, POST"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    standing_service: RunningService, method: str, path: str, allowed: str
+) -> None:
+    response = httpx.request(method, standing_service.url + path)
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+    if method != "HEAD":
+        assert f"allowed there: {allowed}. Nothing was done." in response.json()["error"]["message"]
 
 
 def test_what_does_not_exist_is_a_404(standing_service: RunningService) -> None:

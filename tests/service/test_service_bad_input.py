@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.service import duties
+from airflow_batch_llm.service import duties, table_duties
 from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
@@ -216,7 +216,7 @@ def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
     batch = submit(service, "ok.csv")
     monkeypatch.setattr(duties, "RETRY_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(duties, "publish", _disk_full)
+        patch.setattr(table_duties, "publish", _disk_full)
         assert answer_all(service, batch, assemble_once=True) == []
     waiting = service.client.get(batch.id)
     assert waiting.status == "finalizing"

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.models import DutyKind
-from airflow_batch_llm.service import duties, supervisor
-from airflow_batch_llm.service.assembler import Assembler
+from airflow_batch_llm.service import duties, supervisor, table_duties
 from airflow_batch_llm.service.duty_process import runner
+from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
@@ -62,13 +62,13 @@ def test_a_cancel_while_the_plan_is_made_leaves_no_duty(
     service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = submit(service, "s.parquet")
-    checked = duties.DutyRunner._check_unchanged
+    checked = table_duties._check_unchanged
 
     def cancelled_meanwhile(*arguments: Any) -> None:
         checked(*arguments)
         service.client.cancel(batch.id)
 
-    monkeypatch.setattr(duties.DutyRunner, "_check_unchanged", cancelled_meanwhile)
+    monkeypatch.setattr(table_duties, "_check_unchanged", cancelled_meanwhile)
     assert service.plan()
     assert service.client.get(batch.id).status == "cancelled"
     assert AnsweringWorker(service).claim() is None
@@ -81,13 +81,13 @@ def test_a_cancel_while_the_target_is_written_ends_as_cancelled_with_every_row(
 ) -> None:
     batch = answered(service)
     with monkeypatch.context() as patch:
-        publish = duties.publish
+        publish = table_duties.publish
 
         def cancelled_meanwhile(*arguments: Any, **named: Any) -> None:
             publish(*arguments, **named)
             service.client.cancel(batch.id)
 
-        patch.setattr(duties, "publish", cancelled_meanwhile)
+        patch.setattr(table_duties, "publish", cancelled_meanwhile)
         assert service.assemble()
         assert service.client.get(batch.id).status == "cancelling"
     eventually(service.assemble)
@@ -104,7 +104,7 @@ def test_trouble_that_nobody_thought_of_is_said_and_holds_up_no_other_batch(
 ) -> None:
     batch = submit(service, "s.parquet") if duty == "plan" else answered(service)
     with monkeypatch.context() as patch:
-        patch.setattr(duties.DutyRunner, f"_{duty}", _stumble)
+        patch.setattr(duties, f"{duty}_table", _stumble)
         assert getattr(service, duty)()
     assert f"The {duty} duty met trouble and is tried again every 0 s: stumbled" in waits_for(service, batch)
     answer_all(service, batch)
@@ -151,7 +151,7 @@ def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
     batch = submit(service, "s.parquet")
     service.plan()
     service.client.cancel(batch.id)
-    monkeypatch.setattr(duties, "publish", _disk_full)
+    monkeypatch.setattr(table_duties, "publish", _disk_full)
     assert service.assemble()
     assert service.client.get(batch.id).status == "cancelled"
     assert "No target was written: No space left on device" in waits_for(service, batch)
@@ -213,7 +213,7 @@ def test_the_lease_of_a_duty_outlives_its_first_seconds_and_a_store_that_was_awa
     batch = submit(service, "s.parquet")
     settings = dataclasses.replace(service.settings, duty_lease_seconds=0.3)
     planner = runner(DutyKind.PLAN, settings)
-    extend, extended = planner.duties.extend, []
+    extend, extended = planner.context.duties.extend, []
 
     def shaky(*arguments: Any, **named: Any) -> None:
         extended.append(1)
@@ -225,8 +225,8 @@ def test_the_lease_of_a_duty_outlives_its_first_seconds_and_a_store_that_was_awa
         eventually(lambda: service.state.duties.due(DutyKind.PLAN) or len(extended) > 5, what="the lease or its end")
         assert not service.state.duties.due(DutyKind.PLAN)
 
-    monkeypatch.setattr(planner.duties, "extend", shaky)
-    monkeypatch.setattr(planner, "_check_unchanged", slow)
+    monkeypatch.setattr(planner.context.duties, "extend", shaky)
+    monkeypatch.setattr(table_duties, "_check_unchanged", slow)
     assert planner.run_once()
     assert service.client.get(batch.id).status == "in_progress"
 

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_batch_llm.models import OUTPUT_COLUMNS, DutyKind
-from airflow_batch_llm.service import assembler, duties
+from airflow_batch_llm.service import table_duties
 from airflow_batch_llm.service.duty_process import runner
+from airflow_batch_llm.service.parts import CountsError, PartFile
+from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.service.template import Template
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker, answer_all
@@ -135,7 +137,7 @@ def test_a_planner_that_dies_leaves_nothing_and_the_next_one_plans_once(service:
     first = service.state.duties.claim(DutyKind.PLAN, holder="dead", lease_seconds=60)
     assert first is not None
     dead = runner(DutyKind.PLAN, service.settings)
-    dead._planner(service.state.batches.for_duty(first), f"batches/{batch.id}/plan-1").plan()
+    table_duties.plan_table(dead.context, service.state.batches.for_duty(first), f"batches/{batch.id}/plan-1")
     assert service.client.get(batch.id).status == "validating"
     service.state.duties.free_those_of("dead")
     rows = answer_all(service, batch)
@@ -155,8 +157,7 @@ def test_an_assembler_that_dies_around_an_effect_is_followed_by_one_that_ends_th
     batch = submit(service, "rich.parquet")
     service.plan()
     AnsweringWorker(service).work()
-    place: Any = duties if seam == "publish" else duties.DutyRunner
-    real = getattr(place, seam)
+    real = getattr(table_duties, seam)
 
     def dying(*arguments: Any, **named: Any) -> None:
         if not before:
@@ -164,7 +165,7 @@ def test_an_assembler_that_dies_around_an_effect_is_followed_by_one_that_ends_th
         raise Crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(place, seam, dying)
+        patch.setattr(table_duties, seam, dying)
         service.assemble()
     for holder in service.state.duties.holders():
         service.state.duties.free_those_of(holder)
@@ -196,12 +197,12 @@ def test_rows_that_are_missing_or_doubled_never_make_a_target(service: RunningSe
     AnsweringWorker(service).work()
     plan_key = service.state.batches.get("default", batch.id)["plan_key"]
     parts = [
-        assembler.PartFile(part["storage_key"], part["sha256"], part["rows"])
+        PartFile(part["storage_key"], part["sha256"], part["rows"])
         for part in service.state.chunks.parts_of_batch(batch.id)
     ]
     for wrong in (parts[1:], [*parts, parts[0]]):
-        with pytest.raises(assembler.CountsError):
-            assembler.Assembler(service.state.storage, plan_key, wrong, 10, None).assemble(tmp_path / "t", ".parquet")
+        with pytest.raises(CountsError):
+            Assembler(service.state.storage, plan_key, wrong, 10, None).assemble(tmp_path / "t", ".parquet")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["{a}", "{{a}}", "{", "}", "{ a }", "{1}", "{}", "x", "{{", "\n"]))))

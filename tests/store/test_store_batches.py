@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_batch_llm.errors import ConflictError
-from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.store.duties import DutyLostError
 from tests.store.test_store_chunks import LEASE, TEAM, Store, part, store
@@ -112,8 +112,8 @@ def test_a_cancel_that_comes_while_results_are_assembled_is_not_lost(store: Stor
     assert duty is not None
     store.batches.cancel(TEAM, batch_id)
     with pytest.raises(DutyLostError):
-        store.batches.finish(duty, {"status": "completed"})
-    store.batches.finish(duty, {"status": "cancelled"})
+        store.batches.finish(duty, BatchStatus.COMPLETED)
+    store.batches.finish(duty, BatchStatus.CANCELLED)
     assert store.status(batch_id) == "cancelled"
 
 

@@ -240,7 +240,7 @@ def test_a_cancelled_batch_does_not_wait_for_a_dead_worker(store: Store) -> None
     assert lease is not None
     store.batches.cancel(TEAM, batch_id)
     store.now += LEASE + 1
-    store.batches.settle_cancelled()
+    store.batches.settle_ending()
     assert store.duties.claim(DutyKind.ASSEMBLE, holder="h", lease_seconds=LEASE) is not None
     with pytest.raises(LeaseLostError):
         store.chunks.commit(lease, [part(rows=4)])

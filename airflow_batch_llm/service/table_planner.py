@@ -1,4 +1,4 @@
-"""Planning: a source becomes a staged plan of chunks, which one transaction then makes real.
+"""Planning a table: a source becomes a staged plan of chunks, which one transaction then makes real.
 
 Streams: never holds more than one chunk of rows in memory. A planner that dies leaves nothing but staged bytes that
 no plan names, and the next attempt stages its own.
@@ -6,10 +6,9 @@ no plan names, and the next attempt stages its own.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
 from airflow_batch_llm.service.sources import LINE, ROWS, Fault, JsonlSource, SourceRows, typed_lines
 from airflow_batch_llm.service.spec import CheckedDataset
 from airflow_batch_llm.service.targets import check_carries
 from airflow_batch_llm.service.template import NotTextError
-from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.store.batches import Plan, PlannedChunk
+from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.wire import DatasetSpec
-from airflow_batch_llm.worker_wire import ResultLine, RowLine, pack
+from airflow_batch_llm.worker_wire import ResultLine, RowLine
 
 CHARACTERS_PER_TOKEN: Final = 4
 """The usual rule of thumb for English and code; it only decides where a chunk is cut."""
@@ -34,31 +33,21 @@ TOKENS_PER_MESSAGE: Final = 8
 ANSWER_TOKENS: Final = 256
 """What an answer is taken to need where no limit is set."""
 
-ROWS_FILE: Final = "rows.parquet"
 SCHEMA_FILE: Final = "schema.arrow"
-RESULTS_FOLDER: Final = "results"
 STAGED_LINE: Final = "line"
 
 
 @dataclass
 class Planner:
-    """Stages the plan of one batch below ``prefix`` in storage."""
+    """Stages the plan of one table."""
 
-    storage: Storage
-    prefix: str
+    stage: PlanStage
     dataset: CheckedDataset
     spec: DatasetSpec
-    chunk_rows: int
-    chunk_tokens: int
     done_before: Iterable[ResultLine] = ()
     """Results of the generation before this batch, which keeps those that are answers."""
     rows: int = 0
-    _results: list[ResultLine] = field(default_factory=list)
-    _results_stored: int = 0
     _faulty: int = 0
-    _kept: bytearray = field(default_factory=bytearray)
-    """One bit a row: whether its result was kept."""
-    _chunks: list[PlannedChunk] = field(default_factory=list)
 
     def plan(self) -> Plan:
         """Reads the source once and stages what the batch needs of it.
@@ -68,26 +57,18 @@ class Planner:
         self._answer_tokens = _answer_tokens(self.spec)
         self._keeps_lines = isinstance(self.dataset.source, JsonlSource) and self._suffix == ".jsonl"
         self._schemas = _Schemas(self.dataset, whole=self.spec.passthrough is None)
-        self._keep_done()
-        waiting: list[RowLine] = []
-        tokens = 0
-        for line, estimate in self._staged_lines():
-            if waiting and (len(waiting) >= self.chunk_rows or tokens + estimate > self.chunk_tokens):
-                self._cut(waiting, tokens)
-                waiting, tokens = [], 0
-            waiting.append(line)
-            tokens += estimate
-        if waiting:
-            self._cut(waiting, tokens)
+        self.stage.keep_answers(self.done_before)
+        for line, tokens in self._staged_lines():
+            self.stage.add_row(line, tokens)
         if self.rows == 0:
             raise InvalidRequestError(f"Source {self.dataset.source_path} has no rows.", code="empty_source")
-        self._store_results()
+        self.stage.finish()
         return Plan(
-            storage_key=self.prefix,
+            storage_key=self.stage.prefix,
             rows_total=self.rows,
-            rows_done=self._results_stored,
+            rows_done=self.stage.results_stored,
             rows_failed=self._faulty,
-            chunks=self._chunks,
+            chunks=self.stage.chunks,
         )
 
     @property
@@ -110,14 +91,14 @@ class Planner:
             if writer:
                 writer.close()
                 self._schemas.check(path)
-                self.storage.put_file(f"{self.prefix}/{ROWS_FILE}", path)
+                self.stage.storage.put_file(f"{self.stage.prefix}/{ROWS_FILE}", path)
                 self._stage_schema()
 
     def _stage_schema(self) -> None:
         schema = pa.schema([(LINE, pa.large_binary())]) if self._keeps_lines else self._schemas.schema
         if not self._keeps_lines:
             check_carries(self.dataset.target_path, schema)
-        self.storage.put(f"{self.prefix}/{SCHEMA_FILE}", schema.serialize().to_pybytes())
+        self.stage.storage.put(f"{self.stage.prefix}/{SCHEMA_FILE}", schema.serialize().to_pybytes())
 
     def _lines(self, rows: SourceRows) -> Iterator[tuple[RowLine, int]]:
         for position, values in enumerate(rows.values):
@@ -126,9 +107,9 @@ class Planner:
             messages = fault or self._messages(values)
             if isinstance(messages, Fault):
                 self._faulty += 1
-                self._add_result(ResultLine(row, "error", code=messages.code, error=messages.message))
+                self.stage.add_result(ResultLine(row, "error", code=messages.code, error=messages.message))
                 continue
-            if self._is_kept(row):
+            if self.stage.is_kept(row):
                 continue
             characters = sum(len(message["content"]) for message in messages)
             estimate = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + self._answer_tokens
@@ -140,48 +121,6 @@ class Planner:
             return [{"role": role, "content": template.render(values)} for role, template in self.dataset.templates]
         except NotTextError as error:
             return Fault("not_text", str(error))
-
-    def _keep_done(self) -> None:
-        """Takes over the answers of the generation before: their rows are not asked again."""
-        for line in self.done_before:
-            if line.status == "success":
-                place, bit = divmod(line.row, 8)
-                self._kept.extend(bytes(max(0, place + 1 - len(self._kept))))
-                self._kept[place] |= 1 << bit
-                self._add_result(line)
-
-    def _is_kept(self, row: int) -> bool:
-        place, bit = divmod(row, 8)
-        return place < len(self._kept) and bool(self._kept[place] >> bit & 1)
-
-    def _add_result(self, line: ResultLine) -> None:
-        """A result that is known before anything runs is stored like a part's, in pieces."""
-        self._results.append(line)
-        if len(self._results) >= self.chunk_rows:
-            self._store_results()
-
-    def _store_results(self) -> None:
-        if self._results:
-            key = f"{self.prefix}/{RESULTS_FOLDER}/{self._results_stored:012d}.jsonl.zst"
-            self.storage.put(key, pack(self._results))
-            self._results_stored += len(self._results)
-            self._results = []
-
-    def _cut(self, lines: list[RowLine], tokens: int) -> None:
-        number = len(self._chunks)
-        content = pack(lines)
-        key = f"{self.prefix}/chunks/{number:06d}.jsonl.zst"
-        self.storage.put(key, content)
-        self._chunks.append(
-            PlannedChunk(
-                number=number,
-                rows=len(lines),
-                tokens=tokens,
-                storage_key=key,
-                bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
-        )
 
 
 class _Schemas:

@@ -1,12 +1,10 @@
-"""Assembling: the parts of a batch become one target row per source row, in source order.
+"""Assembling a table: the parts of a batch become one target row per source row, in source order.
 
 Streams: results are sorted by DuckDB, which spills, and joined to the staged rows some thousand at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,52 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.planner import RESULTS_FOLDER, ROWS_FILE, SCHEMA_FILE, STAGED_LINE
+from airflow_batch_llm.service.parts import CountsError, PartFile, stored_results
+from airflow_batch_llm.service.plan_stage import ROWS_FILE
 from airflow_batch_llm.service.sources import LINE, ROWS, typed_lines
-from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, open_writer
+from airflow_batch_llm.service.table_planner import SCHEMA_FILE, STAGED_LINE
+from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, open_writer, output_values
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.worker_wire import ResultLine, unpack
+from airflow_batch_llm.worker_wire import ResultLine
 
 SORT_MEMORY: Final = "256MB"
 """What DuckDB may use before it spills to a temporary folder."""
 
 _STORED: Final = pa.schema([("row", pa.int64()), *OUTPUT_SCHEMA])
-
-
-class CountsError(Exception):
-    """The results do not add up to the batch's rows, or a part is not what was committed. Nothing was published."""
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """A committed part: where it lies and what it must be."""
-
-    storage_key: str
-    sha256: str
-    rows: int
-
-
-def stored_results(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[list[ResultLine]]:
-    """All results of a batch, a part's worth at a time: those that its plan knew, and those that were committed.
-
-    Raises :class:`CountsError` for a part that is not what was committed.
-    """
-    for key in storage.list(f"{prefix}/{RESULTS_FOLDER}"):
-        with storage.open(key) as stream:
-            yield list(unpack(stream, ResultLine))
-    for part in parts:
-        yield _committed(storage, part)
-
-
-def _committed(storage: Storage, part: PartFile) -> list[ResultLine]:
-    with storage.open(part.storage_key) as stream:
-        content = stream.read()
-    if hashlib.sha256(content).hexdigest() != part.sha256:
-        raise CountsError(f"Part {part.storage_key} is not the one that was committed: its SHA-256 differs.")
-    lines = list(unpack(io.BytesIO(content), ResultLine))
-    if len(lines) != part.rows:
-        raise CountsError(f"Part {part.storage_key} has {len(lines)} results where {part.rows} were committed.")
-    return lines
 
 
 @dataclass
@@ -161,14 +125,6 @@ class _Results:
 
 
 def _table(lines: list[ResultLine]) -> pa.Table:
-    columns = [
-        [line.row for line in lines],
-        [line.output for line in lines],
-        [line.status for line in lines],
-        [f"{line.code}: {line.error}" if line.error else None for line in lines],
-        [line.finish_reason for line in lines],
-        [line.prompt_tokens for line in lines],
-        [line.completion_tokens for line in lines],
-    ]
+    columns = zip(*((line.row, *output_values(line)) for line in lines), strict=True)
     arrays = [pa.array(column, f.type) for column, f in zip(columns, _STORED, strict=True)]
-    return pa.table(arrays, schema=_STORED)
+    return pa.table(arrays, schema=_STORED) if arrays else _STORED.empty_table()

@@ -1,0 +1,82 @@
+"""What is known of a batch's rows before it has ended: results that its plan knew, and the parts committed so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.service.file_planner import ROW_GROUP
+from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER, ROWS_FILE
+from airflow_batch_llm.service.result_files import result_line
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, output_values
+from airflow_batch_llm.wire import ResultRow
+from airflow_batch_llm.worker_wire import ResultLine, unpack
+
+PARTS: Final = 50
+"""How many parts are looked up at a time."""
+
+
+def committed_results(
+    state: ServiceState, record: Mapping[str, Any], part: int, line: int
+) -> Iterator[tuple[str, ResultRow]]:
+    """The results from line ``line`` of part ``part`` on, each with a cursor, in the order of their commits."""
+    shown = _Requests(state, record) if record["dataset"] is None else _table_row
+    for number, key in enumerate(_keys(state, record, part), start=part):
+        lines = _lines(state, key)
+        for place, result in enumerate(lines[line:], start=line + 1):
+            yield f"part-{number}.{place}", shown(result)
+        line = 0
+
+
+def _keys(state: ServiceState, record: Mapping[str, Any], first: int) -> Iterator[str]:
+    """The storage keys of what the plan knew, then of the parts, from number ``first`` on."""
+    known = list(state.storage.list(f"{record['plan_key']}/{RESULTS_FOLDER}"))
+    yield from known[first:]
+    offset = max(0, first - len(known))
+    while keys := state.chunks.part_keys(record["id"], offset=offset, limit=PARTS):
+        yield from keys
+        offset += len(keys)
+
+
+def _lines(state: ServiceState, key: str) -> list[ResultLine]:
+    with state.storage.open(key) as stream:
+        return list(unpack(stream, ResultLine))
+
+
+def _table_row(result: ResultLine) -> ResultRow:
+    columns = dict(zip(OUTPUT_SCHEMA.names, output_values(result), strict=True))
+    return ResultRow(row=result.row, status=result.status, columns=columns)  # type: ignore[arg-type]
+
+
+class _Requests:
+    """Shows results of a request file, whose parts have row numbers only, under their ``custom_id``."""
+
+    def __init__(self, state: ServiceState, record: Mapping[str, Any]) -> None:
+        self._state = state
+        self._record = record
+        self._group = -1
+        self._ids: list[str] = []
+
+    def __call__(self, result: ResultLine) -> ResultRow:
+        custom_id = self._custom_id(result.row)
+        line = msgspec.json.decode(result_line(self._record["id"], custom_id, result))
+        return ResultRow(
+            row=result.row,
+            status=result.status,  # type: ignore[arg-type]
+            custom_id=custom_id,
+            response=line["response"],
+            error=line["error"],
+        )
+
+    def _custom_id(self, row: int) -> str:
+        group, place = divmod(row, ROW_GROUP)
+        if group != self._group:
+            key = f"{self._record['plan_key']}/{ROWS_FILE}"
+            with self._state.storage.open(key) as stream, pq.ParquetFile(stream) as file:
+                self._ids = file.read_row_group(group, columns=["custom_id"])["custom_id"].to_pylist()
+            self._group = group
+        return self._ids[place]

@@ -1,0 +1,163 @@
+"""What happens to batches, without asking again and again: ``/v1/batches/{id}/events`` and ``/v1/batches/watch``.
+
+What is derived at the time of a look (rates, the time left, which workers serve) makes no event by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Annotated, Any, Final, Literal
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, Field, StringConstraints
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.changes import Changes, Watch
+from airflow_batch_llm.service.lifecycle import to_wire
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.store.changes import Seen, status_in
+from airflow_batch_llm.store.database import StoreTroubleError
+from airflow_batch_llm.store.workers import ServedBy
+from airflow_batch_llm.wire import Batch, Strict
+
+MOST_WATCHED: Final = 10_000
+MOST_CHANGED: Final = 500
+"""Most batches of one answer, which holds them all in memory."""
+MOST_WAIT_SECONDS: Final = 60
+
+router: Final = APIRouter()
+
+BatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Version = Annotated[str, StringConstraints(max_length=64)]
+
+
+class BatchWatch(Strict):
+    """The body of ``POST /v1/batches/watch``."""
+
+    batches: Annotated[dict[BatchId, Version | None], Field(max_length=MOST_WATCHED)]
+    """The version of each batch that the client saw last; null for one that it never saw."""
+    wait: Annotated[float, Field(ge=0, le=MOST_WAIT_SECONDS, allow_inf_nan=False)] = 0
+    """How many seconds to wait for a change where there is none yet."""
+    changes: Literal["all", "status"] = "all"
+    """What counts as a change: everything, or a new status alone."""
+
+
+class ChangedBatch(BaseModel):
+    """A batch and the version that it was read in."""
+
+    version: str
+    batch: Batch
+
+
+class BatchChangeList(BaseModel):
+    """What differs from what the client saw; nothing where the wait ended first.
+
+    With ``has_more``, other batches differ too and come with the next call; ended batches come first.
+    """
+
+    changed: list[ChangedBatch]
+    gone: list[str]
+    """The batches that there are not, or not for this team."""
+    has_more: bool = False
+
+
+def service_changes(request: Request) -> Changes:
+    changes: Changes = request.app.state.changes
+    return changes
+
+
+def existing_batch(state: State, team: Team, batch_id: str) -> str:
+    """The id of a batch of the caller's; refused here, where a stream has not begun to answer yet."""
+    return str(state.batches.get(team, batch_id)["id"])
+
+
+WatchedChanges = Annotated[Changes, Depends(service_changes)]
+ExistingBatch = Annotated[str, Depends(existing_batch)]
+
+
+@router.post("/v1/batches/watch")
+async def watch_batches(
+    state: State, team: Team, changes: WatchedChanges, request: Request, body: BatchWatch
+) -> BatchChangeList:
+    """The batches that differ from what the caller saw: at once if there are any, else as soon as there are."""
+    watch = Watch(team, body.batches, status_only=body.changes == "status")
+    found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
+    if body.wait and not watch.changed(found) and not watch.gone(found):
+        await _while_connected(request, changes.wait(watch, body.wait))
+        found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
+    return await anyio.to_thread.run_sync(_answer, state, changes, watch, found)
+
+
+@router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse)
+async def batch_events(
+    state: State,
+    team: Team,
+    changes: WatchedChanges,
+    batch_id: ExistingBatch,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The batch as it is and again after every change, as Server-Sent Events named ``batch``, until it has ended.
+
+    Leaves the first one out where ``Last-Event-ID`` says that the caller has it.
+    """
+    seen = last_event_id
+    while not changes.over:
+        try:
+            read = await anyio.to_thread.run_sync(_read, state, changes, team, [batch_id])
+        except StoreTroubleError:
+            await changes.wait(Watch(team, {batch_id: None}))  # until the store is back
+            continue
+        for changed in read:
+            if changed.version != seen:
+                yield ServerSentEvent(event="batch", id=changed.version, data=changed.batch)
+            seen = changed.version
+        if all(changed.batch.status.ended for changed in read):  # also where it is not there any more
+            return
+        await changes.wait(Watch(team, {batch_id: seen}))
+
+
+async def _while_connected(request: Request, waiting: Awaitable[None]) -> None:
+    """Waits, but not for a client that has hung up."""
+    async with anyio.create_task_group() as group:
+
+        async def listen() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(listen)
+        await waiting
+        group.cancel_scope.cancel()
+
+
+def _answer(state: ServiceState, changes: Changes, watch: Watch, found: Mapping[str, Seen]) -> BatchChangeList:
+    changed = watch.changed(found)
+    chosen = sorted(changed, key=lambda batch_id: _turn(changed[batch_id]))[:MOST_CHANGED]
+    return BatchChangeList(
+        changed=_read(state, changes, watch.team, chosen),
+        gone=watch.gone(found),
+        has_more=len(changed) > len(chosen),
+    )
+
+
+def _turn(version: str) -> tuple[bool, float]:
+    """Ended batches first, the others by chance, so that those that change all the time keep none from being told."""
+    return not BatchStatus(status_in(version)).ended, random.random()  # noqa: S311 (a lot, not a secret)
+
+
+def _read(state: ServiceState, changes: Changes, team: str, batch_ids: list[str]) -> list[ChangedBatch]:
+    served = state.workers.served()
+    return [
+        ChangedBatch(version=version, batch=_shown(state, record, served))
+        for version, record in changes.batches.records(team, batch_ids)
+    ]
+
+
+def _shown(state: ServiceState, record: Mapping[str, Any], served: list[ServedBy]) -> Batch:
+    going = record["status"] == BatchStatus.IN_PROGRESS
+    return to_wire(record, rate=state.batches.rate(record["id"]) if going else None, served=served)

@@ -1,0 +1,38 @@
+"""What ``/v1/batches`` has beyond OpenAI's API: a batch's results as they come, and a second try of what failed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
+
+from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.problems import problems
+from airflow_batch_llm.service.results import result_page
+from airflow_batch_llm.service.showing import shown
+from airflow_batch_llm.service.submission import check_repeatable
+from airflow_batch_llm.wire import Batch, ResultPage
+
+router: Final = APIRouter()
+
+
+@router.get("/v1/batches/{batch_id}/results", responses=problems(400, 401, 404, 503))
+def get_results(
+    state: State,
+    team: Team,
+    batch_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    status: RowStatus | None = None,
+) -> ResultPage:
+    """One page of rows: those committed so far while the batch runs, in source order once it has ended."""
+    return result_page(state, state.batches.get(team, batch_id), after=after, limit=limit, status=status)
+
+
+@router.post("/v1/batches/{batch_id}/retry", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
+def retry_batch(state: State, team: Team, batch_id: str) -> Batch | JSONResponse:
+    """Opens a new generation that asks only for the rows that failed, expired or were cancelled, and keeps the rest."""
+    check_repeatable(state, team, state.batches.get(team, batch_id))
+    return shown(state, state.batches.retry(team, batch_id))

@@ -1,0 +1,122 @@
+"""Planning a request file: checked whole, then staged as chunks, which one transaction then makes real.
+
+Streams: never holds more than one chunk of requests in memory; that no ``custom_id`` stands twice is found by DuckDB,
+which spills.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
+from airflow_batch_llm.service.request_file import MOST_ERRORS, RequestFile, RequestFileInvalidError, RequestLine
+from airflow_batch_llm.store.batches import Plan
+from airflow_batch_llm.wire import BatchError
+from airflow_batch_llm.worker_wire import ResultLine, RowLine
+
+ROW_GROUP: Final = 10_000
+"""Rows in each row group of the staged ids: row number ``n`` is in group ``n // ROW_GROUP``."""
+MEMORY: Final = "256MB"
+"""What DuckDB may use before it spills to a temporary folder."""
+
+_IDS: Final = pa.schema([("row", pa.int64()), ("line", pa.int64()), ("custom_id", pa.string())])
+
+
+@dataclass
+class FilePlanner:
+    """Stages the plan of one request file."""
+
+    stage: PlanStage
+    file: RequestFile
+    done_before: Iterable[ResultLine] = ()
+    """Results of the generation before this batch, which keeps those that are answers."""
+    _rows: list[RequestLine] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        """Reads the file once. Raises :class:`RequestFileInvalidError` if anything is wrong with it."""
+        self.stage.keep_answers(self.done_before)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / ROWS_FILE
+            with pq.ParquetWriter(path, _IDS, compression="zstd") as ids:
+                for requests in self._batches():
+                    ids.write_batch(_ids(requests), row_group_size=ROW_GROUP)
+                    self._add(requests)
+            self._check(path)
+            self.stage.storage.put_file(f"{self.stage.prefix}/{ROWS_FILE}", path)
+        self.stage.finish()
+        return Plan(
+            storage_key=self.stage.prefix,
+            rows_total=self.file.rows,
+            rows_done=self.stage.results_stored,
+            rows_failed=0,
+            chunks=self.stage.chunks,
+            model=self.file.model,
+        )
+
+    def _batches(self) -> Iterator[list[RequestLine]]:
+        requests: list[RequestLine] = []
+        for request in self.file.requests():
+            requests.append(request)
+            if len(requests) == ROW_GROUP:
+                yield requests
+                requests = []
+        if requests:
+            yield requests
+
+    def _add(self, requests: list[RequestLine]) -> None:
+        if self.file.errors:
+            return  # nothing of it will run
+        for request in requests:
+            if not self.stage.is_kept(request.row):
+                self.stage.add_row(RowLine(request.row, request.body), request.tokens)
+
+    def _check(self, ids: Path) -> None:
+        errors = self.file.errors
+        if len(errors) < MOST_ERRORS:
+            errors = sorted([*errors, *_repeated(ids)], key=lambda error: error.line or 0)[:MOST_ERRORS]
+        if errors:
+            raise RequestFileInvalidError(errors)
+
+
+def _ids(requests: list[RequestLine]) -> pa.RecordBatch:
+    columns = [
+        pa.array([request.row for request in requests], pa.int64()),
+        pa.array([request.line for request in requests], pa.int64()),
+        pa.array([request.custom_id for request in requests], pa.string()),
+    ]
+    return pa.record_batch(columns, schema=_IDS)
+
+
+def _repeated(ids: Path) -> list[BatchError]:
+    """The lines whose ``custom_id`` an earlier line has. Hashes are grouped first: they need less memory."""
+    config = {"memory_limit": MEMORY, "temp_directory": str(ids.parent), "threads": 1}
+    with duckdb.connect(ids.parent / "ids.duckdb", config=config) as connection:  # type: ignore[arg-type]
+        found = connection.execute(
+            """
+            SELECT custom_id, list_sort(list(line))[:2] AS lines
+            FROM read_parquet($path)
+            WHERE hash(custom_id) IN (
+                SELECT hash(custom_id) FROM read_parquet($path) GROUP BY 1 HAVING count(*) > 1
+            )
+            GROUP BY custom_id HAVING count(*) > 1
+            ORDER BY lines[2] LIMIT $most
+            """,
+            {"path": str(ids), "most": MOST_ERRORS},
+        ).fetchall()
+    return [
+        BatchError(
+            code="duplicate_custom_id",
+            message=f"`custom_id` {custom_id[:100]!r} stands on line {first} already.",
+            line=second,
+            param="custom_id",
+        )
+        for custom_id, (first, second) in found
+    ]

@@ -1,0 +1,93 @@
+"""What every planner stages: chunks of rows to be asked, and the results that are known before anything runs.
+
+Holds one chunk of rows and one of results in memory, and a bit for every row of an earlier generation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from airflow_batch_llm.storage.base import Storage
+from airflow_batch_llm.store.batches import PlannedChunk
+from airflow_batch_llm.worker_wire import ResultLine, RowLine, pack
+
+ROWS_FILE: Final = "rows.parquet"
+RESULTS_FOLDER: Final = "results"
+
+
+@dataclass
+class PlanStage:
+    """Chunks and known results below ``prefix`` in storage. They count once a plan that names them is activated."""
+
+    storage: Storage
+    prefix: str
+    chunk_rows: int
+    chunk_tokens: int
+    chunks: list[PlannedChunk] = field(default_factory=list)
+    results_stored: int = 0
+    _waiting: list[RowLine] = field(default_factory=list)
+    _waiting_tokens: int = 0
+    _results: list[ResultLine] = field(default_factory=list)
+    _kept: bytearray = field(default_factory=bytearray)
+    """One bit a row: whether its result was kept."""
+
+    def keep_answers(self, done_before: Iterable[ResultLine]) -> None:
+        """Takes over the answers of the generation before: their rows are not asked again."""
+        for line in done_before:
+            if line.status == "success":
+                place, bit = divmod(line.row, 8)
+                self._kept.extend(bytes(max(0, place + 1 - len(self._kept))))
+                self._kept[place] |= 1 << bit
+                self.add_result(line)
+
+    def is_kept(self, row: int) -> bool:
+        place, bit = divmod(row, 8)
+        return place < len(self._kept) and bool(self._kept[place] >> bit & 1)
+
+    def add_result(self, line: ResultLine) -> None:
+        """A result that is known before anything runs is stored like a part's, in pieces."""
+        self._results.append(line)
+        if len(self._results) >= self.chunk_rows:
+            self._store_results()
+
+    def add_row(self, line: RowLine, tokens: int) -> None:
+        """A row to be asked, with an estimate of its tokens, prompt and answer together."""
+        full = len(self._waiting) >= self.chunk_rows or self._waiting_tokens + tokens > self.chunk_tokens
+        if self._waiting and full:
+            self._cut()
+        self._waiting.append(line)
+        self._waiting_tokens += tokens
+
+    def finish(self) -> None:
+        """Stores what is left in memory."""
+        self._cut()
+        self._store_results()
+
+    def _store_results(self) -> None:
+        if self._results:
+            key = f"{self.prefix}/{RESULTS_FOLDER}/{self.results_stored:012d}.jsonl.zst"
+            self.storage.put(key, pack(self._results))
+            self.results_stored += len(self._results)
+            self._results = []
+
+    def _cut(self) -> None:
+        if not self._waiting:
+            return
+        number = len(self.chunks)
+        content = pack(self._waiting)
+        key = f"{self.prefix}/chunks/{number:06d}.jsonl.zst"
+        self.storage.put(key, content)
+        self.chunks.append(
+            PlannedChunk(
+                number=number,
+                rows=len(self._waiting),
+                tokens=self._waiting_tokens,
+                storage_key=key,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+        )
+        self._waiting, self._waiting_tokens = [], 0

@@ -1,0 +1,44 @@
+"""Stored batches as clients are shown them: with all that this service adds, or as OpenAI's own API has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.service.lifecycle import to_wire
+from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.store.workers import ServedBy
+from airflow_batch_llm.wire import OPENAI_BATCH_FIELDS, Batch, BatchList
+
+
+def shown(state: ServiceState, record: Mapping[str, Any]) -> Batch | JSONResponse:
+    batch = as_batch(state, record, state.workers.served())
+    return batch if state.settings.extensions else JSONResponse(_plain(batch))
+
+
+def shown_page(
+    state: ServiceState, records: Sequence[Mapping[str, Any]], *, has_more: bool
+) -> BatchList | JSONResponse:
+    served = state.workers.served()
+    page = BatchList(
+        data=[as_batch(state, record, served) for record in records],
+        first_id=records[0]["id"] if records else None,
+        last_id=records[-1]["id"] if records else None,
+        has_more=has_more,
+    )
+    if state.settings.extensions:
+        return page
+    return JSONResponse(page.model_dump(mode="json") | {"data": [_plain(batch) for batch in page.data]})
+
+
+def as_batch(state: ServiceState, record: Mapping[str, Any], served: list[ServedBy]) -> Batch:
+    """The batch object with how fast it goes; only one that is in progress has a rate."""
+    going = record["status"] == BatchStatus.IN_PROGRESS
+    return to_wire(record, rate=state.batches.rate(record["id"]) if going else None, served=served)
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    return batch.model_dump(mode="json", include=set(OPENAI_BATCH_FIELDS))

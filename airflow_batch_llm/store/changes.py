@@ -1,0 +1,94 @@
+"""Which batches have changed since they were last seen, at the cost of one short query for hundreds of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from sqlalchemy import Text, cast, func, select
+
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import batches
+
+IDS_PER_QUERY: Final = 500
+
+_CHANGING: Final = (
+    batches.c.status,
+    batches.c.expiring,
+    batches.c.holder,
+    batches.c.priority,
+    batches.c.expires_at,
+    batches.c.rows_total,
+    batches.c.rows_done,
+    batches.c.rows_failed,
+    batches.c.chunks_done,
+    batches.c.prompt_tokens,
+    batches.c.completion_tokens,
+    batches.c.gpu_seconds,
+    batches.c.trouble,
+)
+"""What every change of a batch touches: nothing else changes unless one of these does in the same transaction."""
+
+# Joined by the database: to fetch the columns one by one costs four times as much.
+_STATE: Final = functools.reduce(
+    operator.add, (func.coalesce(cast(column, Text), "") + "\n" for column in _CHANGING)
+).label("state")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a batch without reading it."""
+
+    team: str
+    version: str
+
+
+def status_in(version: str) -> str:
+    """The status that a batch of that version has."""
+    return version.partition(".")[0]
+
+
+class BatchChanges:
+    """Looks at many batches at once.
+
+    A *version* is a text that differs from the one before whenever its batch has changed, and the same for every
+    process that looks.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def versions(self, batch_ids: Collection[str]) -> dict[str, Seen]:
+        """The versions of those batches that there are, of all teams."""
+        found = {}
+        with self._database.reading() as connection:
+            for ids in _slices(batch_ids):
+                query = select(batches.c.id, batches.c.team, _STATE).where(batches.c.id.in_(ids))
+                for batch_id, team, state in connection.execute(query).tuples():
+                    found[batch_id] = Seen(team, _version(state))
+        return found
+
+    def records(self, team: str, batch_ids: Collection[str]) -> list[tuple[str, Mapping[str, Any]]]:
+        """Those of the batches that are the team's, each with the version that it was read in."""
+        found: list[tuple[str, Mapping[str, Any]]] = []
+        with self._database.reading() as connection:
+            for ids in _slices(batch_ids):
+                query = select(batches, _STATE).where(batches.c.id.in_(ids), batches.c.team == team)
+                found += [(_version(row.state), row._asdict()) for row in connection.execute(query)]
+        return found
+
+
+def _version(state: str) -> str:
+    status, _, _ = state.partition("\n")
+    return f"{status}.{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+
+
+def _slices(batch_ids: Collection[str]) -> Iterator[list[str]]:
+    remaining = iter(batch_ids)
+    while ids := list(islice(remaining, IDS_PER_QUERY)):
+        yield ids
