@@ -107,7 +107,7 @@ class RequestFile:
                 return
             if self._too_many():
                 return
-        if self.rows == 0:
+        if self.rows == 0 and not self.errors:
             self._wrong(None, "empty_file", "The file has no requests.")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
@@ -155,7 +155,7 @@ class RequestFile:
     def _check_fields(self, body: dict[str, msgspec.Raw]) -> None:
         if not body.keys() <= self.known_fields:
             for name in body.keys() - self.known_fields:
-                if body[name] != b"null":
+                if bytes(body[name]) != b"null":
                     raise _WrongLineError(
                         "unknown_parameter",
                         f"The engine does not know `{name[:100]}` and would ignore it in silence. "
@@ -163,7 +163,7 @@ class RequestFile:
                         f"body.{name[:100]}",
                     )
         for name, sentence in _MUST_BE_OFF.items():
-            if name in body and body[name] not in (b"false", b"null"):
+            if name in body and bytes(body[name]) not in (b"false", b"null"):
                 raise _WrongLineError(f"{name}_not_supported", sentence, f"body.{name}")
         if "messages" in body:
             _check_roles(body["messages"])
