@@ -23,14 +23,19 @@ from airflow_batch_llm import __version__, clock
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
 from airflow_batch_llm.client.watch import raise_unless_completed
 from airflow_batch_llm.errors import BatchEndedError, BatchLLMError, NoAnswerError
+from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.settings import (
     DEFAULT_PORT,
     HOME_VARIABLE,
     TOKEN_FILE,
     TOKEN_VARIABLE,
     URL_VARIABLE,
+    WEBHOOK_SECRET_VARIABLE,
+    WEBHOOK_URL_VARIABLE,
     EngineSettings,
+    Limits,
     ServiceSettings,
+    WebhookSettings,
     WorkerSettings,
 )
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
@@ -61,6 +66,7 @@ VllmCommand = Annotated[
 EngineArguments = Annotated[str, typer.Option(help="More arguments for `vllm serve`, as one string.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Rows that the engine works on at once.")]
 Url = Annotated[str, typer.Option(envvar=URL_VARIABLE, help="The service's address.")]
+Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this. [default: no limit]")]
 BatchId = Annotated[str, typer.Argument(help="The batch's id.")]
 
 
@@ -70,12 +76,40 @@ def serve(
     data_root: DataRoot = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = DEFAULT_PORT,
+    max_file_bytes: Most = None,
+    max_file_rows: Most = None,
+    max_embedding_inputs: Most = None,
+    max_creates_per_hour: Most = None,
+    extensions: Annotated[
+        bool, typer.Option(help="Whether clients may use more than OpenAI's API has: tables, keys, results, retry.")
+    ] = True,
+    webhook_url: Annotated[
+        str | None, typer.Option(envvar=WEBHOOK_URL_VARIABLE, help="Told when a batch ends.")
+    ] = None,
 ) -> None:
-    """Run the service: the HTTP API, planning and assembling."""
+    """Run the service: the HTTP API, planning and assembling.
+
+    The webhook's calls are signed (Standard Webhooks) with the secret in BATCH_LLM_WEBHOOK_SECRET: `whsec_` and base64.
+    """
     from airflow_batch_llm.service.app import serve as run
 
     _log_to_stderr()
-    run(ServiceSettings(home=_real(home), data_roots=_roots(data_root), host=host, port=port))
+    settings = ServiceSettings(
+        home=_real(home),
+        data_roots=_roots(data_root),
+        host=host,
+        port=port,
+        limits=Limits(
+            file_bytes=max_file_bytes,
+            file_rows=max_file_rows,
+            embedding_inputs=max_embedding_inputs,
+            creates_per_hour=max_creates_per_hour,
+        ),
+        extensions=extensions,
+        webhooks=_webhooks(webhook_url),
+    )
+    with _explained():
+        run(settings)
 
 
 @app.command()
@@ -218,12 +252,13 @@ def watch(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) 
 def results(
     batch_id: BatchId,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    status: Annotated[RowStatus | None, typer.Option(help="Only rows of this status.")] = None,
     url: Url = DEFAULT_URL,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Print a finished batch's rows as JSON lines."""
+    """Print a batch's rows as JSON lines: in source order, or, while it runs, those that are done."""
     with _client(url, home) as client:
-        for row in client.results(batch_id, limit=limit):
+        for row in client.results(batch_id, limit=limit, status=status):
             sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -233,6 +268,14 @@ def cancel(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME)
     with _client(url, home) as client:
         batch = client.cancel(batch_id)
     out.print(f"{batch.id} is {batch.status}", highlight=False)
+
+
+@app.command()
+def retry(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) -> None:
+    """Do the rows again that failed, expired or were cancelled; prints the new batch's id."""
+    with _client(url, home) as client:
+        batch = client.retry(batch_id)
+    out.print(batch.id, highlight=False)
 
 
 @app.command()
@@ -305,6 +348,15 @@ def _roots(given: list[Path] | None) -> tuple[Path, ...]:
         if not root.is_dir():
             raise typer.BadParameter(f"The data root {root} is not a folder.")
     return roots
+
+
+def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:
+    if url is None:
+        return ()
+    secret = os.environ.get(WEBHOOK_SECRET_VARIABLE)
+    if not secret:
+        raise typer.BadParameter(f"A webhook needs a secret to sign with: set {WEBHOOK_SECRET_VARIABLE}.")
+    return (WebhookSettings(url=url, secret=secret),)
 
 
 def _absolute(place: str) -> str:

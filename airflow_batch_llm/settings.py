@@ -11,6 +11,8 @@ DEFAULT_PORT: Final = 8765
 TOKEN_FILE: Final = "token"  # noqa: S105 (the name of a file)
 TOKEN_VARIABLE: Final = "BATCH_LLM_TOKEN"  # noqa: S105 (the name of a variable)
 URL_VARIABLE: Final = "BATCH_LLM_URL"
+WEBHOOK_URL_VARIABLE: Final = "BATCH_LLM_WEBHOOK_URL"
+WEBHOOK_SECRET_VARIABLE: Final = "BATCH_LLM_WEBHOOK_SECRET"  # noqa: S105 (the name of a variable)
 HOME_VARIABLE: Final = "BATCH_LLM_HOME"
 
 

@@ -15,12 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import NoAnswerError
@@ -28,6 +26,7 @@ from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "dags_examples" / "demo"))
 
+from memory import Memory
 from pool import (
     ENGINE_ARGUMENTS,
     ENGINE_ENVIRONMENT,
@@ -48,37 +47,6 @@ class Outcome:
     seconds: float
     answers: list[str | None]
     lines: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Memory:
-    """The highest sum of resident memory that each part of a process tree reached, looked at five times a second."""
-
-    root: int
-    peaks: dict[str, int] = field(default_factory=dict)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        while not self.over.wait(0.2):
-            sums: dict[str, int] = {}
-            for process in psutil.Process(self.root).children(recursive=True):
-                try:
-                    part, size = part_of(process.cmdline()), process.memory_info().rss
-                except psutil.Error:
-                    continue
-                sums[part] = sums.get(part, 0) + size
-            sums["service, all three"] = sum(size for part, size in sums.items() if part.startswith("service"))
-            for part, size in sums.items():
-                self.peaks[part] = max(self.peaks.get(part, 0), size)
-
-
-def part_of(command: list[str]) -> str:
-    words = " ".join(command)
-    if "duty_process" in words:
-        return f"service, {command[-1]}"
-    if "airflow_batch_llm serve" in words:
-        return "service, API"
-    return "worker" if "airflow_batch_llm work" in words else "engine"
 
 
 def run_batch(table: list[dict[str, str]], choices: list[str], folder: Path) -> Outcome:
@@ -142,13 +110,9 @@ def pool_over(folder: Path, spec: DatasetSpec) -> tuple[float, Batch, dict[str, 
     """Starts a pool, runs one batch, ends the pool: seconds from its start, the batch, peak memory of each part."""
     begun = time.monotonic()
     with running_pool(folder, max_num_seqs=MAX_NUM_SEQS) as pool:
-        memory = Memory(pool.process.pid)
-        threading.Thread(target=memory.watch, daemon=True).start()
-        try:
+        with Memory(pool.process.pid) as memory:
             batch = follow(pool, spec)
-            return time.monotonic() - begun, batch, memory.peaks
-        finally:
-            memory.over.set()
+        return time.monotonic() - begun, batch, memory.peaks
 
 
 def follow(pool: Pool, spec: DatasetSpec) -> Batch:
