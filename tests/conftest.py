@@ -90,20 +90,25 @@ def state(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> Iterato
     opened.database.close()
 
 
-@pytest.fixture
-def service(state: ServiceState) -> Iterator[RunningService]:
+@contextlib.contextmanager
+def running_service(state: ServiceState, token: str) -> Iterator[RunningService]:
+    """``state`` served on its port by a thread of this process."""
     settings = state.settings
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(state), host="127.0.0.1", port=settings.port, log_level="warning")
-    )
+    config = uvicorn.Config(create_app(state), host="127.0.0.1", port=settings.port, log_level="warning")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, what="the service listens")
-    token = settings.token_path.read_text().strip()
     with BatchClient(f"http://127.0.0.1:{settings.port}", token) as client:
         yield RunningService(settings, state, token, client)
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def service(state: ServiceState) -> Iterator[RunningService]:
+    with running_service(state, state.settings.token_path.read_text().strip()) as running:
+        yield running
 
 
 @contextlib.contextmanager

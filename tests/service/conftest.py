@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import threading
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from pool import free_port
 from sqlalchemy import delete
 
-from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.tables import metadata, tokens
-from tests.conftest import RunningService, eventually
+from tests.conftest import RunningService, running_service
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +24,8 @@ def standing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(TOKEN_VARIABLE, raising=False)
         state = ServiceState.open(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(state), host="127.0.0.1", port=settings.port, log_level="warning")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    eventually(lambda: server.started, what="the service listens")
-    token = settings.token_path.read_text().strip()
-    with BatchClient(f"http://127.0.0.1:{settings.port}", token) as client:
-        yield RunningService(settings, state, token, client)
-    server.should_exit = True
-    thread.join()
+    with running_service(state, settings.token_path.read_text().strip()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -10,15 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("batches") as batches:
-        batches.add_column(sa.Column("deadline", sa.Double()))
-        batches.add_column(sa.Column("output_seconds", sa.Integer()))
-        batches.add_column(sa.Column("expiring", sa.Boolean(), server_default=sa.false(), nullable=False))
-        batches.add_column(sa.Column("reasoning_tokens", sa.BigInteger(), server_default="0", nullable=False))
-    with op.batch_alter_table("parts") as parts:
-        parts.add_column(sa.Column("reasoning_tokens", sa.BigInteger(), server_default="0", nullable=False))
-    with op.batch_alter_table("worker_models") as worker_models:
-        worker_models.add_column(sa.Column("body_fields", sa.JSON()))
+    # Added in place: Alembic's batch mode would make the tables anew, which SQLite's foreign keys do not let go.
+    op.add_column("batches", sa.Column("deadline", sa.Double()))
+    op.add_column("batches", sa.Column("output_seconds", sa.Integer()))
+    op.add_column("batches", sa.Column("expiring", sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.add_column("batches", sa.Column("reasoning_tokens", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("parts", sa.Column("reasoning_tokens", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("worker_models", sa.Column("body_fields", sa.JSON()))
 
 
 def downgrade() -> None:
