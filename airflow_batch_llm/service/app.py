@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -12,11 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.service import batch_routes, extension_routes, file_routes, worker_routes
-from airflow_batch_llm.service.problems import add_problem_handlers
+from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
+from airflow_batch_llm.service.changes import Changes
+from airflow_batch_llm.service.notifier import check_webhooks
+from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.supervisor import Supervisor
 from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.store.changes import BatchChanges
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +40,35 @@ def create_app(state: ServiceState) -> FastAPI:
 
     app = FastAPI(title="airflow-batch-llm", version=__version__, lifespan=lifespan)
     app.state.service = state
-    extensions = [extension_routes] if state.settings.extensions else []
+    app.state.changes = Changes(BatchChanges(state.database))
+    extensions = [extension_routes, event_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     add_problem_handlers(app)
+    describe_truthfully(app)
     return app
 
 
 def serve(settings: ServiceSettings) -> None:
     """Runs the service until it is asked to end."""
+    check_webhooks(settings.webhooks)
     state = ServiceState.open(settings)
     supervisor = Supervisor(settings, state.duties, state.batches)
     supervisor.start()
     log.info("serving on http://%s:%d, home %s", settings.host, settings.port, settings.home)
+    config = uvicorn.Config(
+        create_app(state), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
+    )
     try:
-        uvicorn.run(
-            create_app(state), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
-        )
+        with contextlib.suppress(KeyboardInterrupt):
+            _Server(config).run()
     finally:
         supervisor.stop()
+
+
+class _Server(uvicorn.Server):
+    """Lets those go who wait for changes before it waits for their connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.changes.close()  # type: ignore[union-attr]
+        await super().shutdown(sockets)

@@ -56,7 +56,7 @@ class DutyRunner:
                 assemble_table(self.context, duty, batch)
         except DutyLostError as error:
             log.info("dropped %s of %s: %s", duty.kind, duty.batch_id, error)
-            self.context.duties.put_off(duty, trouble=None, seconds=0.0)
+            self.context.duties.put_off(duty, seconds=0.0)
         except Exception as error:  # whatever it is, its batch must say so, and the others must go on
             log.exception("put off %s of %s", duty.kind, duty.batch_id)
             self._put_off(duty, batch, error)

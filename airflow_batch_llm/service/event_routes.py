@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import anyio
 import anyio.to_thread
@@ -18,11 +18,11 @@ from pydantic import BaseModel, Field, StringConstraints
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import State, Team
 from airflow_batch_llm.service.changes import Changes, Watch
-from airflow_batch_llm.service.lifecycle import to_wire
+from airflow_batch_llm.service.problems import problems
+from airflow_batch_llm.service.showing import as_batch
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.changes import Seen, status_in
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.store.workers import ServedBy
 from airflow_batch_llm.wire import Batch, Strict
 
 MOST_WATCHED: Final = 10_000
@@ -80,7 +80,7 @@ WatchedChanges = Annotated[Changes, Depends(service_changes)]
 ExistingBatch = Annotated[str, Depends(existing_batch)]
 
 
-@router.post("/v1/batches/watch")
+@router.post("/v1/batches/watch", responses=problems(400, 401, 503))
 async def watch_batches(
     state: State, team: Team, changes: WatchedChanges, request: Request, body: BatchWatch
 ) -> BatchChangeList:
@@ -93,7 +93,7 @@ async def watch_batches(
     return await anyio.to_thread.run_sync(_answer, state, changes, watch, found)
 
 
-@router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse)
+@router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse, responses=problems(400, 401, 404, 503))
 async def batch_events(
     state: State,
     team: Team,
@@ -153,11 +153,6 @@ def _turn(version: str) -> tuple[bool, float]:
 def _read(state: ServiceState, changes: Changes, team: str, batch_ids: list[str]) -> list[ChangedBatch]:
     served = state.workers.served()
     return [
-        ChangedBatch(version=version, batch=_shown(state, record, served))
+        ChangedBatch(version=version, batch=as_batch(state, record, served))
         for version, record in changes.batches.records(team, batch_ids)
     ]
-
-
-def _shown(state: ServiceState, record: Mapping[str, Any], served: list[ServedBy]) -> Batch:
-    going = record["status"] == BatchStatus.IN_PROGRESS
-    return to_wire(record, rate=state.batches.rate(record["id"]) if going else None, served=served)

@@ -24,7 +24,7 @@ from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.settings import ServiceSettings, WebhookSettings
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duties, Duty, DutyLostError, end_duty
+from airflow_batch_llm.store.duties import Duties, Duty, DutyLostError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Notifier:
             holder=process_name(os.getpid()),
             webhooks=settings.webhooks,
             database=Database(settings.store_url),
-            http=httpx.Client(timeout=TRY_SECONDS, follow_redirects=False),
+            http=httpx.Client(timeout=TRY_SECONDS),
         )
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class Notifier:
             self._end(duty)
             log.error("gave up notify of %s after %d tries (%s)", duty.batch_id, duty.attempt, "; ".join(troubles))
         else:
-            self._put_off(duty, batch, "; ".join(troubles))
+            self._put_off(duty, "; ".join(troubles))
 
     def _send(self, webhook: WebhookSettings, batch: Mapping[str, Any]) -> str | None:
         """One POST; gives what went wrong, None where the event is delivered or nobody wants it any more."""
@@ -139,9 +139,14 @@ class Notifier:
         bare = url.copy_with(username=None, password=None)  # httpx and its errors may say the URL
         try:
             with self.http.stream(
-                "POST", bare, content=content, headers=_signed(webhook, batch, content), auth=_credentials(url)
-            ) as response:  # the body is nobody's business, and may have no end
-                status = response.status_code
+                "POST",
+                bare,
+                content=content,
+                headers=_signed(webhook, batch, content),
+                auth=_credentials(url),
+                follow_redirects=False,  # an event goes to the configured address alone
+            ) as response:
+                status = response.status_code  # the body is nobody's business, and may have no end
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         if status == httpx.codes.GONE:
@@ -150,14 +155,12 @@ class Notifier:
         return None if 200 <= status < 300 else f"it answered HTTP {status}"
 
     def _end(self, duty: Duty) -> None:
-        with self.database.writing() as connection:
-            end_duty(connection, duty)
+        self._duties.end(duty)
         log.info("ended notify of %s", duty.batch_id)
 
-    def _put_off(self, duty: Duty, batch: Mapping[str, Any], trouble: str) -> None:
+    def _put_off(self, duty: Duty, trouble: str) -> None:
         seconds = RETRY_SECONDS[duty.attempt - 1]
-        # A webhook's trouble is not the batch's, which keeps its own.
-        self._duties.put_off(duty, trouble=batch["trouble"], seconds=seconds)
+        self._duties.put_off(duty, seconds=seconds)
         log.warning("put off notify of %s by %.0f s: %s", duty.batch_id, seconds, trouble)
 
 

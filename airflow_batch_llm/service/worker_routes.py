@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.service.access import State, Team, authenticated_team
+from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.spec import request_parameters
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.chunks import ChunkLease, StoredPart, part_key
@@ -32,19 +33,19 @@ from airflow_batch_llm.worker_wire import (
 router: Final = APIRouter(prefix="/worker/v1", dependencies=[Depends(authenticated_team)])
 
 
-@router.post("/register")
+@router.post("/register", responses=problems(400, 409))
 def register(state: State, team: Team, registration: Registration) -> Registered:
     worker_id = state.workers.register(team, registration)
     return Registered(worker_id=worker_id, lease_seconds=state.settings.lease_seconds)
 
 
-@router.post("/workers/{worker_id}/leave", status_code=204)
+@router.post("/workers/{worker_id}/leave", status_code=204, responses=problems(404))
 def leave(state: State, worker_id: str) -> None:
     """A worker that ends says so, and no longer counts as serving its models."""
     state.workers.saw(worker_id, gone=True)
 
 
-@router.post("/claim", responses={204: {"description": "Nothing to do"}}, response_model=Claim)
+@router.post("/claim", responses={204: {"description": "Nothing to do"}, **problems(400, 404)}, response_model=Claim)
 def claim(state: State, request: ClaimRequest) -> Claim | Response:
     """The next chunk for this worker, or 204 where there is none."""
     state.workers.saw(request.worker_id)
@@ -72,13 +73,13 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
     )
 
 
-@router.get("/chunks/{chunk_id}/attempts/{attempt}/rows")
+@router.get("/chunks/{chunk_id}/attempts/{attempt}/rows", responses=problems(400, 409))
 def get_rows(state: State, chunk_id: int, attempt: int) -> StreamingResponse:
     chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
     return StreamingResponse(_content(state, chunk["storage_key"]), media_type="application/zstd")
 
 
-@router.put("/chunks/{chunk_id}/attempts/{attempt}/parts/{part}", status_code=204)
+@router.put("/chunks/{chunk_id}/attempts/{attempt}/parts/{part}", status_code=204, responses=problems(400, 409))
 def put_part(
     state: State, chunk_id: int, attempt: int, part: int, content: Annotated[bytes, Body(media_type="application/zstd")]
 ) -> None:
@@ -87,7 +88,7 @@ def put_part(
     state.storage.put(part_key(chunk, attempt, part), content)
 
 
-@router.post("/chunks/{chunk_id}/extend")
+@router.post("/chunks/{chunk_id}/extend", responses=problems(400, 409))
 def extend(state: State, chunk_id: int, request: ExtendRequest) -> Extended:
     lease = ChunkLease(chunk_id, request.attempt)
     seconds = state.settings.lease_seconds
@@ -95,14 +96,14 @@ def extend(state: State, chunk_id: int, request: ExtendRequest) -> Extended:
     return Extended(lease_seconds=seconds, stop=stop)
 
 
-@router.post("/chunks/{chunk_id}/commit", status_code=204)
+@router.post("/chunks/{chunk_id}/commit", status_code=204, responses=problems(400, 409))
 def commit(state: State, chunk_id: int, request: CommitRequest) -> None:
     lease = ChunkLease(chunk_id, request.attempt)
     if not state.chunks.committed(lease):  # the answer to an earlier call may have been lost
         state.chunks.commit(lease, _stored(state, lease, request.parts))
 
 
-@router.post("/chunks/{chunk_id}/release", status_code=204)
+@router.post("/chunks/{chunk_id}/release", status_code=204, responses=problems(400, 409))
 def release(state: State, chunk_id: int, request: ReleaseRequest) -> None:
     lease = ChunkLease(chunk_id, request.attempt)
     state.chunks.release(

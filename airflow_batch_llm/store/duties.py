@@ -81,13 +81,18 @@ class Duties:
         if extended.rowcount == 0:
             raise DutyLostError(f"Attempt {duty.attempt} no longer holds the {duty.kind} duty of {duty.batch_id}.")
 
-    def put_off(self, duty: Duty, *, trouble: str | None, seconds: float) -> None:
-        """Gives a duty back to be tried again after a while, and says on its batch why."""
+    def end(self, duty: Duty) -> None:
+        """Marks a duty done that has no other effect in the store. Raises :class:`DutyLostError` if it is not held."""
+        with self._database.writing() as connection:
+            end_duty(connection, duty)
+
+    def put_off(self, duty: Duty, *, trouble: str | None = None, seconds: float) -> None:
+        """Gives a duty back to be tried again after a while, and perhaps says on its batch why."""
         with self._database.writing() as connection:
             put_off = connection.execute(
                 update(duties).where(*_held(duty)).values(lease_until=None, not_before=self._database.now() + seconds)
             )
-            if put_off.rowcount:
+            if put_off.rowcount and trouble is not None:
                 connection.execute(update(batches).where(batches.c.id == duty.batch_id).values(trouble=trouble))
 
     def holders(self) -> list[str]:

@@ -376,6 +376,10 @@ def test_a_store_that_is_away_for_a_while_only_delays(
         eventually(lambda: stream.closed)
     assert stream.statuses == ["validating", "cancelled"]
     assert set(failures.values()) == {3}
+    failures["records"] = 0
+    with streaming(events, batch, last=stream.ids[-1]) as again:
+        eventually(lambda: again.closed)
+    assert failures["records"] == 3
 
 
 def test_the_end_of_the_service_does_not_wait_for_those_that_wait(service: RunningService) -> None:
@@ -423,6 +427,7 @@ async def test_a_thousand_waiters_cost_one_look_and_only_those_concerned_are_wok
     assert [waiter.done() for waiter in waiters] == [number % 4 == 0 for number in range(1_000)]
     waited.close()
     await asyncio.gather(*waiters)
+    await asyncio.wait_for(waited.wait(Watch(TEAM, {})), SOON)
     looks = len(counting.looks)
     looking = waited._looking
     assert looking is not None
@@ -462,3 +467,4 @@ def test_whatever_changes_of_a_batch_makes_a_new_version_of_one_line(store: Stor
     assert [(version, record["id"]) for version, record in looked.records(TEAM, [changed])] == [
         (after[changed].version, changed)
     ]
+    assert looked.records("another team", [changed]) == []

@@ -82,7 +82,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=5.0) as client:
+    with httpx.Client(timeout=5.0, follow_redirects=True) as client:
         yield client
 
 
@@ -162,7 +162,7 @@ def test_an_event_carries_a_signature_that_only_its_own_bytes_have(
 def test_an_event_is_told_again_until_it_is_taken_under_one_id(
     store: Store, notifier: Notifier, receiver: Receiver
 ) -> None:
-    receiver.answers = [500, 302]
+    receiver.answers = [500, 307]
     failed(store)
     for number, seconds in enumerate(RETRY_SECONDS[:2], start=1):
         assert notifier.run_once()
@@ -260,13 +260,15 @@ def test_a_notifier_that_lost_its_duty_leaves_it_to_the_other(
     receiver.hold = threading.Event()
     receiver.answers = [204, 500]
     failed(store)
-    first = threading.Thread(target=notifier.run_once)
+    worked: list[bool] = []
+    first = threading.Thread(target=lambda: worked.append(notifier.run_once()))
     first.start()
     eventually(lambda: receiver.bodies, what="the first one is at it")
     store.now += LEASE_SECONDS + 1
     other = store.duties.claim(DutyKind.NOTIFY, holder="there", lease_seconds=LEASE_SECONDS)
     receiver.hold.set()
     first.join()
+    assert worked == [True]
     assert other is not None
     store.duties.extend(other, lease_seconds=LEASE_SECONDS)  # it is the other one's still, and not done
 
@@ -274,7 +276,7 @@ def test_a_notifier_that_lost_its_duty_leaves_it_to_the_other(
 def test_neither_secret_nor_credentials_nor_path_of_a_webhook_are_logged(
     store: Store, notifier: Notifier, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="airflow_batch_llm")
+    caplog.set_level(logging.DEBUG)
     host = receiver.url.removeprefix("http://")
     webhooks = tuple(
         WebhookSettings(url=f"http://name:hidden1@{place}/hidden2?hidden3", secret=SECRET)
@@ -287,8 +289,9 @@ def test_neither_secret_nor_credentials_nor_path_of_a_webhook_are_logged(
         store.now += RETRY_SECONDS[0] + 1
     assert receiver.headers[0]["authorization"].startswith("Basic ")
     assert "put off notify" in caplog.text
-    assert "hidden" not in caplog.text
+    assert "hidden1" not in caplog.text
     assert SECRET not in caplog.text
+    assert "hidden" not in "".join(message for name, _, message in caplog.record_tuples if "airflow" in name)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +301,9 @@ def test_neither_secret_nor_credentials_nor_path_of_a_webhook_are_logged(
         ("example.org/hook", SECRET, "webhooks.url"),
         ("http://", SECRET, "webhooks.url"),
         ("http://example.org:port", SECRET, "webhooks.url"),
-        ("https://name:hidden@example.org/hidden", "whsec_not/base64!hidden", "webhooks.secret"),
+        ("https://name:hidden@example.org/hidden", SECRET.replace("A", "A!"), "webhooks.secret"),
         ("https://name:hidden@example.org/hidden", SECRET.removeprefix("whsec_"), "webhooks.secret"),
-        ("https://name:hidden@example.org/hidden", "whsec_hiddenpassword", "webhooks.secret"),
+        ("https://name:hidden@example.org/hidden", "whsec_hiddenpassword12", "webhooks.secret"),
         ("https://name:hidden@example.org/hidden", "whsec_", "webhooks.secret"),
         ("https://name:hidden@example.org/hidden", "whsec_hiddén", "webhooks.secret"),
     ],
@@ -338,3 +341,24 @@ def test_the_service_tells_whatever_breaks_off(
     standing.database.close()
     assert unwrapped(receiver).data.id == batch_id
     assert "a notify duty broke off" in caplog.text
+
+
+def test_a_service_that_ended_while_a_webhook_was_silent_tells_it_again_at_once_when_it_is_back(
+    settings: ServiceSettings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_PROCESSES", ())
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.1)
+    receiver.hold = threading.Event()
+    settings = dataclasses.replace(settings, webhooks=(WebhookSettings(url=receiver.url, secret=SECRET),))
+    standing = Store(settings.store_url)
+    standing.database = Database(settings.store_url)
+    failed(standing)
+    for told in (1, 2):
+        keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.batches)
+        keeper.start()
+        eventually(lambda told=told: len(receiver.bodies) == told, seconds=5, what="the webhook is told")
+        keeper.stop()
+    receiver.hold.set()
+    eventually(lambda: not Duties(standing.database).holders(), what="the last one has written it down")
+    standing.database.close()
+    assert len(set(receiver.ids)) == 1
