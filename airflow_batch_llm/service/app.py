@@ -11,12 +11,13 @@ from typing import Final
 
 import anyio.to_thread
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from airflow_batch_llm import __version__
 from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
 from airflow_batch_llm.service.changes import Changes
 from airflow_batch_llm.service.notifier import check_webhooks
+from airflow_batch_llm.service.plain_values import only_plain_values
 from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.supervisor import Supervisor
@@ -38,7 +39,9 @@ def create_app(state: ServiceState) -> FastAPI:
         yield
         state.database.close()
 
-    app = FastAPI(title="airflow-batch-llm", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="airflow-batch-llm", version=__version__, lifespan=lifespan, dependencies=[Depends(only_plain_values)]
+    )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
     extensions = [extension_routes, event_routes] if state.settings.extensions else []

@@ -13,7 +13,7 @@ from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
-from airflow_batch_llm.store.files import StoredFile, insert_file
+from airflow_batch_llm.store.files import StoredFile, held_file, insert_file
 from airflow_batch_llm.store.tables import batches, chunks, parts
 from airflow_batch_llm.wire import window_seconds
 
@@ -391,6 +391,8 @@ class Batches:
         self._store(connection, batch_id, generation, values)
 
     def _store(self, connection: Connection, batch_id: str, generation: int, values: dict[str, Any]) -> None:
+        if values["input_file_id"] is not None:
+            held_file(connection, self._database, values["team"], values["input_file_id"], param="input_file_id")
         connection.execute(
             insert(batches).values(
                 **values,

@@ -10,62 +10,18 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import aiohttp
-import msgspec
 import orjson
 
-from airflow_batch_llm.models import ANSWERED
-from airflow_batch_llm.worker_wire import ResultLine
+from airflow_batch_llm.worker.described import described_endpoints
+from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, judge
+from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
 
 # Shorter than the 5 s after which uvicorn closes an idle connection: one that it has just closed breaks the next call.
 KEEPALIVE_SECONDS: Final = 3.0
 PROBE_SECONDS: Final = 5.0
-MESSAGE_LENGTH: Final = 500
-"""How much of an engine's error text goes into a row; some repeat the whole prompt."""
-
-_OF_THE_ROW: Final = frozenset({400, 413, 422})
-"""The statuses by which an engine says that the row itself is wrong."""
-
-
-class NotTheRowsFaultError(Exception):
-    """The engine did not judge the row: it died, was overloaded, or the connection broke. The row may be sent again."""
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _CachedTokens(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _CachedTokens | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-    usage: _Usage
-
-
-class _Problem(msgspec.Struct):
-    message: str
-    code: Any = None
-    param: str | None = None
-
-
-class _ProblemBody(msgspec.Struct):
-    error: _Problem
 
 
 @dataclass
@@ -104,63 +60,32 @@ class Engine:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             return False
 
-    async def ask(
-        self, endpoint: str, row: int, body: dict[str, Any], *, request_id: str, choices: frozenset[str] | None
-    ) -> ResultLine:
+    async def described(self) -> dict[str, list[str] | None]:
+        """The endpoints that the server has, each with the fields that it knows (None where it does not say)."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            async with self._http.get(f"{self.base_url}/openapi.json", timeout=timeout) as response:
+                description = orjson.loads(await response.read()) if response.status == HTTPStatus.OK else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            description = None
+        return described_endpoints(description)
+
+    async def ask(self, line: RowLine, claim: Claim, choices: frozenset[str] | None) -> ResultLine:
         """Sends one row and judges the answer. Raises :class:`NotTheRowsFaultError` where there is no judgement."""
         try:
             async with self._http.post(
-                f"{self.base_url}{endpoint}",
-                data=orjson.dumps(body | {"model": self.model}),
-                headers={"Content-Type": "application/json", "X-Request-Id": request_id},
+                f"{self.base_url}{claim.endpoint}",
+                data=self._body(line, claim),
+                headers={"Content-Type": "application/json", "X-Request-Id": f"{claim.batch_id}-{line.row}"},
             ) as response:
-                return judge(row, response.status, await response.read(), choices)
+                status, content = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotTheRowsFaultError(f"{type(error).__name__}: {error}") from error
+        return judge(line.row, status, content, choices, endpoint=claim.endpoint, whole=claim.whole)
 
-
-def judge(row: int, status: int, content: bytes, choices: frozenset[str] | None) -> ResultLine:
-    """What an HTTP answer means for its row: an answer only with a finish reason that says so."""
-    if status in _OF_THE_ROW:
-        return _refused(row, content)
-    if status != HTTPStatus.OK:
-        raise NotTheRowsFaultError(f"HTTP {status}: {content[:MESSAGE_LENGTH].decode(errors='replace')}")
-    try:
-        completion = msgspec.json.decode(content, type=_Completion)
-        choice = completion.choices[0]
-    except (msgspec.DecodeError, IndexError, UnicodeDecodeError) as error:
-        raise NotTheRowsFaultError(f"The engine's answer is no chat completion: {error}") from error
-    if choice.finish_reason not in ANSWERED:
-        raise NotTheRowsFaultError(f"The engine broke off with finish reason {choice.finish_reason!r}")
-    return _answered(row, choice, completion.usage, choices)
-
-
-def _answered(row: int, choice: _Choice, usage: _Usage, choices: frozenset[str] | None) -> ResultLine:
-    result = ResultLine(
-        row,
-        "success",
-        output=choice.message.content,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None,
-        completion_tokens=usage.completion_tokens or 0,
-    )
-    if result.output is None:
-        result.status = "invalid_output"
-        result.code = "no_text"
-        result.error = f"The engine gave no text (finish reason {choice.finish_reason})."
-    elif choices is not None and result.output not in choices:
-        result.status = "invalid_output"
-        result.code = "not_a_choice"
-        result.error = f"The answer is none of the {len(choices)} choices (finish reason {choice.finish_reason})."
-    return result
-
-
-def _refused(row: int, content: bytes) -> ResultLine:
-    try:
-        problem = msgspec.json.decode(content, type=_ProblemBody).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        problem = _Problem(content.decode(errors="replace"))
-    too_long = problem.param in ("input_text", "input_tokens") or "maximum context length" in problem.message
-    code = "context_length_exceeded" if too_long else "engine_refused"
-    return ResultLine(row, "error", code=code, error=problem.message[:MESSAGE_LENGTH])
+    def _body(self, line: RowLine, claim: Claim) -> bytes:
+        """A request's body as it was submitted; a table's row behind what all of its rows share."""
+        if claim.whole:
+            return bytes(line.body)
+        shared = orjson.dumps(claim.parameters | {"model": self.model})
+        return shared[:-1] + b"," + bytes(line.body)[1:]

@@ -14,20 +14,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-import orjson
-
 from airflow_batch_llm import __version__
 from airflow_batch_llm.errors import BatchLLMError, LeaseLostError, NoAnswerError, NotFoundError
-from airflow_batch_llm.models import CHAT_COMPLETIONS
 from airflow_batch_llm.settings import WorkerSettings
 from airflow_batch_llm.worker.delivery import Delivery
-from airflow_batch_llm.worker.engine import Engine, NotTheRowsFaultError
+from airflow_batch_llm.worker.engine import Engine
 from airflow_batch_llm.worker.engine_watch import EngineWatch
 from airflow_batch_llm.worker.gpu_time import GpuTime
 from airflow_batch_llm.worker.heartbeat import Heartbeat
+from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, engine_error
 from airflow_batch_llm.worker.service_link import ServiceLink
 from airflow_batch_llm.worker.work import ChunkWork
-from airflow_batch_llm.worker_wire import Registration, ResultLine, RowLine, ServedModel
+from airflow_batch_llm.worker_wire import Registration, RowLine, ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +115,11 @@ class Runner:
             self._heartbeat.stop()
 
     async def _register(self) -> None:
-        served = ServedModel(model=self.engine.model, endpoint=CHAT_COMPLETIONS, engine_identity=self.identity)
-        registration = Registration(name=self.settings.name, version=__version__, models=[served])
+        served = [
+            ServedModel(model=self.engine.model, endpoint=endpoint, engine_identity=self.identity, body_fields=fields)
+            for endpoint, fields in (await self.engine.described()).items()
+        ]
+        registration = Registration(name=self.settings.name, version=__version__, models=served)
         while not self._draining.is_set():
             try:
                 registered = await asyncio.to_thread(self.link.register, registration)
@@ -127,7 +128,8 @@ class Runner:
                 await self._pause(self.settings.claim_seconds)
             else:
                 self._worker_id, self._lease_seconds = registered.worker_id, registered.lease_seconds
-                log.info("registered as %s for model %s", self._worker_id, self.engine.model)
+                endpoints = ", ".join(model.endpoint for model in served)
+                log.info("registered as %s for model %s at %s", self._worker_id, self.engine.model, endpoints)
                 return
 
     def _leave(self) -> None:
@@ -210,15 +212,8 @@ class Runner:
 
     async def _judged(self, work: ChunkWork, line: RowLine) -> bool:
         """Has the engine answer a row; false where it gave no judgement and the row may be sent again."""
-        claim = work.claim
         try:
-            result = await self.engine.ask(
-                claim.endpoint,
-                line.row,
-                claim.parameters | orjson.loads(line.body),
-                request_id=f"{claim.batch_id}-{line.row}",
-                choices=work.choices,
-            )
+            result = await self.engine.ask(line, work.claim, work.choices)
         except NotTheRowsFaultError as error:
             return await self._given_up(work, line, error)
         work.finish(result)
@@ -233,7 +228,7 @@ class Runner:
         if work.failures[line.row] < ROW_TRIES:
             await asyncio.sleep(ROW_PAUSE_SECONDS)
             return False
-        work.finish(ResultLine(line.row, "error", code="engine_error", error=str(error)))
+        work.finish(engine_error(line.row, error, whole=work.claim.whole))
         return True
 
     def _engine_died(self) -> None:

@@ -108,6 +108,7 @@ class ChunkWork:
             prompt_tokens=sum(line.prompt_tokens or 0 for line in lines),
             cached_tokens=sum(line.cached_tokens or 0 for line in lines),
             completion_tokens=sum(line.completion_tokens or 0 for line in lines),
+            reasoning_tokens=sum(line.reasoning_tokens or 0 for line in lines),
             gpu_seconds=self.gpu_seconds,
         )
         self.gpu_seconds = 0.0

@@ -20,6 +20,8 @@ PATHS = [
     ("POST", "/v1/batches/x/cancel"),
     ("GET", "/v1/batches/x/results"),
     ("POST", "/v1/batches/x/retry"),
+    ("GET", "/v1/batches/x/events"),
+    ("POST", "/v1/batches/watch"),
     ("POST", "/v1/files"),
     ("GET", "/v1/files"),
     ("GET", "/v1/files/x"),
