@@ -104,11 +104,12 @@ def judge(
 
     Raises :class:`NotTheRowsFaultError` where the answer says nothing of the row.
     """
-    if status in _OF_THE_ROW or (whole and status == HTTPStatus.NOT_FOUND and _problem(content) is not None):
+    if status in _OF_THE_ROW or (whole and status == HTTPStatus.NOT_FOUND and _names_what_is_missing(content)):
         return _refused(row, status, content, whole=whole)
     if status != HTTPStatus.OK:
         raise NotTheRowsFaultError(f"HTTP {status}: {content[:MESSAGE_LENGTH].decode(errors='replace')}")
     try:
+        content.decode()
         answer = _READERS[endpoint](content)
     except (msgspec.DecodeError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise NotTheRowsFaultError(f"The engine's answer is none of {endpoint}: {error}") from error
@@ -208,6 +209,12 @@ def _problem(content: bytes) -> _Problem | None:
         return msgspec.json.decode(content, type=_ProblemBody).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _names_what_is_missing(content: bytes) -> bool:
+    """Whether a 404 is about something that the request names. Its model is the engine's own: one without it is ill."""
+    problem = _problem(content)
+    return problem is not None and problem.param != "model" and problem.code != "model_not_found"
 
 
 def _refused(row: int, status: int, content: bytes, *, whole: bool) -> ResultLine:

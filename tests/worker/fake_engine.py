@@ -1,14 +1,22 @@
-"""An OpenAI-compatible server that does as a test says. It marks every answer, so that none can pass for a model's."""
+"""An OpenAI-compatible server that does as a test says. It marks every answer, so that none can pass for a model's.
+
+For benchmarks it runs by itself: ``python -m tests.worker.fake_engine --port N``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import orjson
 from aiohttp import web
+
+from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, ENDPOINTS, RESPONSES
 
 MARK = "FAKE: "
 
@@ -31,6 +39,10 @@ class FakeEngine:
     model: str = "fake"
     healthy: bool = True
     delay: float = 0.0
+    port: int = 0
+    """0 for any that is free."""
+    remembers: bool = True
+    """Whether what came in is kept for the test to look at."""
     prompt_tokens: int = 10
     completion_tokens: int = 5
     refused_word: str | None = None
@@ -38,6 +50,8 @@ class FakeEngine:
     troubles: defaultdict[int, deque[Trouble]] = field(default_factory=lambda: defaultdict(deque))
     """What a row (by number) meets at its next tries, one after another, before it is answered."""
     always: dict[int, Trouble] = field(default_factory=dict)
+    description: dict[str, Any] | None = None
+    """What ``/openapi.json`` says; there is none unless given."""
     held: set[int] | None = field(default_factory=set)
     """Rows that get no answer until :meth:`let_go`; None for all."""
 
@@ -46,9 +60,13 @@ class FakeEngine:
     moments: list[Moment] = field(default_factory=list)
     looks: int = 0
     """How often somebody asked which models are served."""
+    spelled: Callable[[bytes], bytes] = bytes
+    """How the JSON of an answer is written."""
     answered: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
+    contents: list[bytes] = field(default_factory=list)
+    """The bodies as they came."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     _gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,11 +74,13 @@ class FakeEngine:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/chat/completions", self._completion)
+        for endpoint in ENDPOINTS:
+            app.router.add_post(endpoint, self._completion)
+        app.router.add_get("/openapi.json", self._described)
         # A row whose client is gone is no longer in flight, as with vLLM.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
@@ -88,20 +108,25 @@ class FakeEngine:
 
     async def _completion(self, request: web.Request) -> web.Response:
         batch_id, _, row = request.headers["X-Request-Id"].rpartition("-")
-        body = await request.json()
-        self.bodies.append(body)
-        self.asked[batch_id, int(row)] += 1
-        self.moments.append(Moment("in", batch_id, int(row)))
+        content = await request.read()
+        body = orjson.loads(content)
+        if self.remembers:
+            self.contents.append(content)
+            self.bodies.append(body)
+            self.asked[batch_id, int(row)] += 1
+            self.moments.append(Moment("in", batch_id, int(row)))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.delay)
+            if self.delay:
+                await asyncio.sleep(self.delay)
             if self.held is None or int(row) in self.held:
                 await self._gate.wait()
-            return self._answer(request, int(row), body["messages"][-1]["content"])
+            return self._answer(request, int(row), _text(body))
         finally:
             self.in_flight -= 1
-            self.moments.append(Moment("out", batch_id, int(row)))
+            if self.remembers:
+                self.moments.append(Moment("out", batch_id, int(row)))
 
     def _answer(self, request: web.Request, row: int, text: str) -> web.Response:
         trouble = self.always.get(row) or (self.troubles[row].popleft() if self.troubles[row] else None)
@@ -113,7 +138,8 @@ class FakeEngine:
         if self.refused_word is not None and self.refused_word in text:
             return self._too_long()
         self.answered += trouble is None
-        return web.json_response(self._completion_of(text, trouble))
+        answer = orjson.dumps(_ANSWERS[request.path](self, text, trouble))
+        return web.Response(body=self.spelled(answer), content_type="application/json")
 
     def _too_long(self) -> web.Response:
         self.answered += 1
@@ -121,10 +147,56 @@ class FakeEngine:
         problem = {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}
         return web.json_response({"error": problem}, status=400)
 
-    def _completion_of(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
-        reason = {"abort": "abort", "unknown reason": "repetition", "no reason": None}.get(trouble or "", "stop")
-        content = MARK + (text if reason == "stop" else text[:1])
-        return {
-            "choices": [{"index": 0, "message": {"content": content}, "finish_reason": reason}],
-            "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
-        }
+    def chat(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+        reason = _REASONS.get(trouble or "", "stop")
+        message = {"role": "assistant", "content": MARK + (text if reason == "stop" else text[:1])}
+        return {"choices": [{"index": 0, "message": message, "finish_reason": reason}], "usage": self._usage()}
+
+    def completion(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+        reason = _REASONS.get(trouble or "", "stop")
+        return {"choices": [{"index": 0, "text": MARK + text, "finish_reason": reason}], "usage": self._usage()}
+
+    def embedding(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+        usage = {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
+        data = [] if trouble else [{"index": 0, "object": "embedding", "embedding": [0.5, float(len(text))]}]
+        return {"object": "list", "mark": MARK, "data": data, "usage": usage}
+
+    def response(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+        output = [{"type": "message", "content": [{"type": "output_text", "text": MARK + text}]}]
+        usage = {"input_tokens": self.prompt_tokens, "output_tokens": self.completion_tokens}
+        usage |= {"input_tokens_details": {"cached_tokens": 4}, "output_tokens_details": {"reasoning_tokens": 2}}  # type: ignore[dict-item]
+        status = _STATUSES.get(trouble or "", "completed")
+        return {"object": "response", "status": status, "output": output, "usage": usage}
+
+    def _usage(self) -> dict[str, Any]:
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+
+    async def _described(self, request: web.Request) -> web.Response:
+        return web.Response(status=404) if self.description is None else web.json_response(self.description)
+
+
+_REASONS = {"abort": "abort", "unknown reason": "repetition", "no reason": None}
+_STATUSES = {"abort": "cancelled", "unknown reason": "failed", "no reason": "queued"}
+_ANSWERS = {
+    CHAT_COMPLETIONS: FakeEngine.chat,
+    COMPLETIONS: FakeEngine.completion,
+    EMBEDDINGS: FakeEngine.embedding,
+    RESPONSES: FakeEngine.response,
+}
+
+
+def _text(body: dict[str, Any]) -> str:
+    if "messages" in body:
+        return str(body["messages"][-1]["content"])
+    return str(body.get("prompt", body.get("input", "")))
+
+
+async def _stand_alone(port: int) -> None:
+    async with FakeEngine(port=port, remembers=False):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    asyncio.run(_stand_alone(parser.parse_args().port))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.worker.judgement import MESSAGE_LENGTH, NotTheRowsFaultError, judge
 from airflow_batch_llm.worker.gpu_time import GpuTime
+from airflow_batch_llm.worker.judgement import MESSAGE_LENGTH, NotTheRowsFaultError, judge
 from airflow_batch_llm.worker_wire import ResultLine
 
 
