@@ -61,6 +61,27 @@ class Pool:
         return BatchClient(self.url, self.token)
 
 
+@contextmanager
+def embedding_worker(pool: Pool, folder: Path) -> Iterator[str]:
+    """A second worker of the pool, whose engine turns texts into vectors; gives what its model is called."""
+    name = f"{MODEL_NAME}-embed"
+    command = [
+        *(sys.executable, "-m", "airflow_batch_llm", "work", "--url", pool.url, "--home", str(folder)),
+        *("--name", "embeddings", "--model", str(TINY_MODEL), "--served-model-name", name),
+        *("--vllm", str(VLLM), "--max-num-seqs", "64"),
+        *("--engine-args", shlex.join([*ENGINE_ARGUMENTS, "--runner", "pooling", "--convert", "embed"])),
+    ]
+    environment = {**os.environ, **ENGINE_ENVIRONMENT, TOKEN_VARIABLE: pool.token}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "worker.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield name
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
