@@ -84,6 +84,9 @@ def _make_true(description: dict[str, Any]) -> None:
                 statuses.append(401)
             for status in statuses:
                 responses.setdefault(str(status), _described(status))
+            for status, response in responses.items():
+                if int(status) >= 400:  # FastAPI takes a refusal for what the route gives else
+                    response["content"] = _described(int(status))["content"]
 
 
 def _described(status: int) -> dict[str, Any]:

@@ -73,10 +73,17 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
     )
 
 
-@router.get("/chunks/{chunk_id}/attempts/{attempt}/rows", responses=problems(400, 409))
-def get_rows(state: State, chunk_id: int, attempt: int) -> StreamingResponse:
+class PackedLines(StreamingResponse):
+    """The lines of a chunk, as they lie in storage."""
+
+    media_type = "application/zstd"
+
+
+@router.get("/chunks/{chunk_id}/attempts/{attempt}/rows", response_class=PackedLines, responses=problems(400, 409))
+def get_rows(state: State, chunk_id: int, attempt: int) -> PackedLines:
+    """The chunk's lines, zstandard-compressed, while the lease holds."""
     chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
-    return StreamingResponse(_content(state, chunk["storage_key"]), media_type="application/zstd")
+    return PackedLines(_content(state, chunk["storage_key"]))
 
 
 @router.put("/chunks/{chunk_id}/attempts/{attempt}/parts/{part}", status_code=204, responses=problems(400, 409))

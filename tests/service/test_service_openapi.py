@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
+from dataclasses import asdict, dataclass
 
 import httpx
 import hypothesis
 import pytest
 import schemathesis
+from fastapi.routing import APIRoute
 from hypothesis import HealthCheck
-from openai import OpenAI
+from hypothesis import strategies as st
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.schemas import BaseSchema
@@ -20,21 +21,24 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
 from tests.conftest import RunningService
+from tests.service.answering import AnsweringWorker
+from tests.service.requests import create, file_of, line, openai_client
 
 load_all_checks()
+schemathesis.serializer.alias("application/zstd", "application/octet-stream")
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 25
-CALLS = [
-    ("GET", "/healthz"),
-    ("GET", "/v1/models"),
-    ("GET", "/v1/files"),
-    ("POST", "/v1/files"),
-    ("GET", "/v1/files/{file_id}"),
-    ("DELETE", "/v1/files/{file_id}"),
-    ("GET", "/v1/files/{file_id}/content"),
-]
+ROUTES = (batch_routes, event_routes, extension_routes, file_routes, worker_routes)
+CALLS = sorted(
+    (method, route.path)
+    for module in ROUTES
+    for route in module.router.routes
+    if isinstance(route, APIRoute)
+    for method in route.methods
+)
 WITHOUT_INPUT = {"/healthz", "/v1/models"}
 
 
@@ -43,24 +47,52 @@ def described(standing_service: RunningService) -> BaseSchema:
     return schemathesis.openapi.from_url(f"{standing_service.url}/openapi.json")
 
 
-def uploaded(service: RunningService) -> str:
-    with OpenAI(base_url=f"{service.url}/v1", api_key=service.token) as client:
-        return client.files.create(file=("requests.jsonl", io.BytesIO(b"0123456789")), purpose="batch").id
+@dataclass(frozen=True)
+class Known:
+    """Things that are there: ids that are made up are never found."""
+
+    file_id: str
+    batch_id: str
+    chunk_id: int
+    worker_id: str
+    attempt: int = 1
+    part: int = 0
+
+
+def known(service: RunningService) -> Known:
+    """A file, a batch that has ended, and a chunk of another one under lease."""
+    client = openai_client(service)
+    ended, running = (create(client, file_of([line(number) for number in range(3)])) for _ in range(2))
+    client.batches.cancel(ended.id)
+    while service.plan():
+        pass
+    worker = AnsweringWorker(service)
+    claimed = worker.claim()
+    assert claimed is not None
+    return Known(running.input_file_id, ended.id, claimed[0].chunk_id, worker.worker_id)
+
+
+def pointed(case: schemathesis.Case, there: Known) -> schemathesis.Case:
+    """The case about things that are there where it was about any."""
+    for name, value in asdict(there).items():
+        if case.path_parameters and name in case.path_parameters:
+            case.path_parameters[name] = value
+    if isinstance(case.body, dict):
+        case.body |= {name: there.file_id for name in ("input_file_id",) if name in case.body}
+        case.body |= {name: getattr(there, name) for name in ("worker_id", "attempt") if name in case.body}
+    return case
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_answer_is_as_described(
-    standing_service: RunningService, described: BaseSchema, mode: GenerationMode, method: str, path: str
+    service: RunningService, described: BaseSchema, mode: GenerationMode, method: str, path: str
 ) -> None:
     if mode is GenerationMode.NEGATIVE and path in WITHOUT_INPUT:
         pytest.skip("There is nothing to get wrong.")
-    headers = {"Authorization": f"Bearer {standing_service.token}"}
-    operation = described[path][method]
-    cases = operation.as_strategy(generation_mode=mode)
-    if "{file_id}" in path:  # ids that are made up are never found
-        known = {"file_id": uploaded(standing_service)}
-        cases |= operation.as_strategy(generation_mode=mode, path_parameters=known)
+    headers = {"Authorization": f"Bearer {service.token}"}
+    cases = described[path][method].as_strategy(generation_mode=mode)
+    there = known(service)
 
     @hypothesis.settings(
         max_examples=EXAMPLES,
@@ -69,8 +101,12 @@ def test_every_answer_is_as_described(
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(case=cases)
-    def answers(case: schemathesis.Case) -> None:
+    @hypothesis.given(case=cases, about_what_is_there=st.booleans())
+    def answers(case: schemathesis.Case, about_what_is_there: bool) -> None:
+        if about_what_is_there:
+            case = pointed(case, there)
+        if isinstance(case.body, dict) and isinstance(case.body.get("wait"), (int, float)):
+            case.body["wait"] = min(case.body["wait"], 0.01)  # a wait is no answer
         case.call_and_validate(headers=headers, checks=CHECKS)
 
     answers()
