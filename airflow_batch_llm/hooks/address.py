@@ -8,20 +8,23 @@ from urllib.parse import SplitResult, urlsplit
 
 from airflow.sdk import Connection
 
-from airflow_batch_llm.client.batch_client import AsyncBatchClient, BatchClient
+from airflow_batch_llm.client.async_client import AsyncBatchClient
+from airflow_batch_llm.client.batch_client import BatchClient, base_url
 
 
 @dataclass(frozen=True)
 class ServiceAddress:
-    """A service's URL and the token it takes."""
+    """A service's URL, the token it takes, and whether it takes more than OpenAI's API has (None: it must be asked)."""
 
     url: str
     token: str | None = field(default=None, repr=False)
+    extensions: bool | None = None
 
     @classmethod
     def of(cls, connection: Connection) -> Self:
         """What ``connection`` names. Raises ValueError where that is no address."""
-        return cls(_url(connection), (connection.password or "").strip() or None)
+        token = (connection.password or "").strip() or None
+        return cls(base_url(_url(connection)), token, _extensions(connection))
 
     def client(self) -> BatchClient:
         return BatchClient(self.url, self.token)
@@ -41,7 +44,17 @@ def _url(connection: Connection) -> str:
             "for example http://gpu-host:8765."
         )
     url = host if "://" in host else f"{connection.schema or 'http'}://{host}"
-    return _with_port(url, connection.port, connection.conn_id).rstrip("/")
+    return _with_port(url, connection.port, connection.conn_id)
+
+
+def _extensions(connection: Connection) -> bool | None:
+    """The extra ``extensions``: a boolean, or the word for one, as a form gives it."""
+    said = connection.extra_dejson.get("extensions")
+    if said is None or said == "":
+        return None
+    if str(said).lower() not in ("true", "false"):
+        raise ValueError(f"Connection {connection.conn_id!r} has the extra extensions={said!r}; it is true or false.")
+    return str(said).lower() == "true"
 
 
 def _with_port(url: str, port: int | None, conn_id: str) -> str:

@@ -9,17 +9,19 @@ from typing import Any
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
 
-from airflow_batch_llm.client.batch_client import AsyncBatchClient, BatchClient
+from airflow_batch_llm.client.async_client import AsyncBatchClient
+from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.hooks.address import ServiceAddress
 from airflow_batch_llm.wire import ModelList
 
 
 class BatchLLMHook(BaseHook):
-    """Gives clients of the service that an Airflow connection names.
+    """Gives clients of the service that an Airflow connection names: ours, or another with OpenAI's batch API.
 
     The connection's host is the service's URL (or host, port and schema apart), its password the token. The extra
-    ``deployment`` names this Airflow among those that share the service; see :attr:`deployment`.
+    ``deployment`` names this Airflow among those that share the service; see :attr:`deployment`. The extra
+    ``extensions`` (true or false) says whether it is a service of ours with all it can do, where it cannot be asked.
     """
 
     conn_name_attr = "conn_id"
@@ -59,11 +61,22 @@ class BatchLLMHook(BaseHook):
         # Making one reads the certificates from disk, which would hold up every other trigger.
         return await asyncio.to_thread(address.async_client)
 
+    def has_extensions(self, client: BatchClient) -> bool:
+        """Whether the service takes more than OpenAI's API has: tables, keys, holders. One call, at most."""
+        said = self.address.extensions
+        if said is not None:
+            return said
+        health = client.health()
+        return health is not None and health.extensions
+
     def test_connection(self) -> tuple[bool, str]:
         """Whether the service answers and takes the token, and a sentence on it for the connection's form."""
         try:
             with self.get_conn() as client:
-                return True, _greeting(client.url, client.models())
+                if self.has_extensions(client):
+                    return True, _greeting(client.url, client.models())
+                client.list(limit=1)
+                return True, _plain_greeting(client.url)
         except UnauthorizedError as error:
             return False, f"{error} In Airflow it is the connection's password."
         except NotFoundError as error:
@@ -79,6 +92,13 @@ def _greeting(url: str, models: ModelList) -> str:
     names = ", ".join(sorted(model.id for model in models.data))
     count = len(models.data)
     return f"{answer} Its workers serve {count} {'model' if count == 1 else 'models'}: {names}."
+
+
+def _plain_greeting(url: str) -> str:
+    return (
+        f"The server at {url} answers and takes the token. It has OpenAI's batch API only: it works through uploaded "
+        "request files (input_file_id), and tables need `batch-llm serve`."
+    )
 
 
 async def _aget_connection(conn_id: str) -> Connection:

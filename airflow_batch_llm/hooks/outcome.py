@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_batch_llm.client.watch import raise_unless_completed
 from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
 from airflow_batch_llm.wire import Batch
+
+REQUEST_FILE_RESULT: Final = {"id", "status", "output_file_id", "error_file_id", "request_counts", "usage"}
 
 
 class Log(Protocol):
@@ -22,21 +24,22 @@ class Log(Protocol):
 def outcome(batch: Batch, log: Log) -> dict[str, Any]:
     """The manifest of a batch that completed, as JSON types, its counts logged.
 
-    A batch of a request file (OpenAI's form) has no manifest: the ids of its result files stand in its place.
+    A batch of a request file has no manifest: the ids of its result files stand in its place, with ``batch_id`` (also
+    as ``id``), ``status``, ``request_counts`` and ``usage``.
 
     Raises AirflowFailException for a batch that failed (its input is wrong, and would be wrong again), AirflowException
-    for one that was cancelled or expired (a retry goes on from what was done).
+    for one that was cancelled or expired (a retry goes on from what was done; on a server of others it starts anew).
     """
     try:
         raise_unless_completed(batch)
     except BatchFailedError as error:
         raise AirflowFailException(str(error)) from error
     except BatchLLMError as error:
-        raise AirflowException(f"{error} A retry goes on from what was done.") from error
+        raise AirflowException(f"{error} {_what_a_retry_does(batch)}") from error
     _log_counts(batch, log)
     if batch.manifest is not None:
         return batch.manifest.model_dump(mode="json")
-    return batch.model_dump(mode="json", include={"id", "status", "output_file_id", "error_file_id", "request_counts"})
+    return {"batch_id": batch.id, **batch.model_dump(mode="json", include=REQUEST_FILE_RESULT)}
 
 
 def asset_extra(batch: Batch) -> dict[str, Any]:
@@ -65,19 +68,38 @@ def refusals_fail_the_task() -> Iterator[None]:
         raise AirflowFailException(f"The batch service refused this: {error}") from error
 
 
+def _what_a_retry_does(batch: Batch) -> str:
+    # Only a service with its extensions says which team a batch belongs to.
+    return "A retry goes on from what was done." if batch.team else "A retry submits it anew."
+
+
 def _log_counts(batch: Batch, log: Log) -> None:
-    counts, usage = batch.request_counts, batch.progress
+    counts = batch.request_counts
     log.info("::group::Counts of batch %s", batch.id)
     log.info("Rows: %s, answered: %s, failed: %s", counts.total, counts.completed, counts.failed)
-    log.info("Tokens: %s of prompts, %s of answers", usage.prompt_tokens, usage.completion_tokens)
-    log.info("GPU-seconds: %.1f", usage.gpu_seconds)
+    _log_tokens(batch, log)
     for file in batch.manifest.files if batch.manifest else []:
         log.info("Target: %s (%s rows, %s bytes)", file.uri, file.rows, file.bytes)
+    for name, file_id in (("Output", batch.output_file_id), ("Error", batch.error_file_id)):
+        if file_id:
+            log.info("%s file: %s", name, file_id)
     log.info("::endgroup::")
     if counts.failed:
         log.warning(
-            "%s of %s rows of batch %s failed: their llm_status is not `success`, and llm_error says why.",
-            counts.failed,
-            counts.total,
-            batch.id,
+            "%s of %s rows of batch %s failed: %s", counts.failed, counts.total, batch.id, _where_it_says_why(batch)
         )
+
+
+def _log_tokens(batch: Batch, log: Log) -> None:
+    progress, usage = batch.progress, batch.usage
+    if progress.rows_total:
+        log.info("Tokens: %s of prompts, %s of answers", progress.prompt_tokens, progress.completion_tokens)
+        log.info("GPU-seconds: %.1f", progress.gpu_seconds)
+    elif usage is not None:
+        log.info("Tokens: %s of prompts, %s of answers", usage.input_tokens, usage.output_tokens)
+
+
+def _where_it_says_why(batch: Batch) -> str:
+    if batch.manifest is not None:
+        return "their llm_status is not `success`, and llm_error says why."
+    return f"the error file {batch.error_file_id} says why." if batch.error_file_id else "the server does not say why."

@@ -12,13 +12,65 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from airflow_batch_llm.wire import Message
+from airflow_batch_llm.client.plain_server import KEY
+from airflow_batch_llm.wire import CompletionWindow, Message
 
 FORMATS: Final = (".parquet", ".jsonl", ".csv")
 LEAST_PRIORITY: Final = -1000
 GREATEST_PRIORITY: Final = 1000
 
+MOST_METADATA: Final = 15
+"""OpenAI takes 16 pairs, and one is ours on servers that know no keys."""
+
 _MESSAGES: Final = TypeAdapter(list[Message])
+_WINDOW: Final = TypeAdapter(CompletionWindow)
+
+
+def check_kind(*, source: Any, input_file_id: Any, endpoint: str | None, table: Mapping[str, Any]) -> None:
+    """Whether the arguments are those of a table or those of a request file; ``table`` has what only a table takes."""
+    if (source is None) == (input_file_id is None):
+        raise ValueError(
+            "Give either source (a table) or input_file_id (an uploaded request file): one of the two, and not both."
+        )
+    if source is None:
+        _check_request_file(input_file_id, table)
+        return
+    for name in ("target", "model"):
+        if table[name] is None:
+            raise ValueError(f"{name} is missing: a table has a source, a target and a model.")
+    if endpoint is not None:
+        raise ValueError("endpoint goes with input_file_id; a table is for chat completions.")
+
+
+def _check_request_file(input_file_id: Any, table: Mapping[str, Any]) -> None:
+    given = [name for name, value in table.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} goes with source; a request file (input_file_id) says in its own lines what is asked of "
+            "which model."
+        )
+    if isinstance(input_file_id, str) and not input_file_id.strip():
+        raise ValueError("input_file_id is empty; it is the id of an uploaded request file, such as file-abc123.")
+
+
+def check_completion_window(window: str | None) -> None:
+    try:
+        _WINDOW.validate_python(window or "24h")
+    except ValidationError as error:
+        raise ValueError(f"completion_window is {window!r}; it looks like 30m, 24h or 7d.") from error
+
+
+def check_metadata(metadata: Any) -> None:
+    """Whether the metadata is what OpenAI's API takes."""
+    if not isinstance(metadata, Mapping):
+        return
+    if len(metadata) > MOST_METADATA:
+        raise ValueError(f"metadata has {len(metadata)} pairs, and at most {MOST_METADATA} go.")
+    for name, value in metadata.items():
+        if name == KEY:
+            raise ValueError(f"metadata has {KEY!r}, which is where the operator notes its own key.")
+        if not isinstance(name, str) or not isinstance(value, str) or len(name) > 64 or len(value) > 512:
+            raise ValueError(f"metadata has {name!r}: names are texts of at most 64 characters, values of at most 512.")
 
 
 def check_place(name: str, place: Any) -> None:
@@ -26,7 +78,10 @@ def check_place(name: str, place: Any) -> None:
     if not isinstance(place, str) or _is_template(place):
         return
     if PurePosixPath(place).suffix.lower() not in FORMATS:
-        raise ValueError(f"{name} is {place!r}, which does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+        hint = " An uploaded request file is given as input_file_id." if place.startswith("file-") else ""
+        raise ValueError(
+            f"{name} is {place!r}, which does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.{hint}"
+        )
 
 
 def as_messages(

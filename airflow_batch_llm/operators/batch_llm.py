@@ -1,4 +1,4 @@
-"""The operator that turns a table into another one with an LLM."""
+"""The operator that turns a table into another one with an LLM, or has an uploaded request file answered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from airflow.sdk import Asset, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
-from pydantic import ValidationError
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import BatchLLMError
@@ -18,10 +17,12 @@ from airflow_batch_llm.hooks.outcome import asset_extra, outcome, refusals_fail_
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
 from airflow_batch_llm.operators import arguments
+from airflow_batch_llm.operators.creation import batch_create
 from airflow_batch_llm.operators.held_batch import HeldBatch
+from airflow_batch_llm.operators.server import Server
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger, check_serialises
-from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec
+from airflow_batch_llm.wire import Batch
 
 INLINE_POLL: Final = timedelta(seconds=1)
 """How often a worker looks before it defers: it waits there for the short batches."""
@@ -33,8 +34,19 @@ class BatchLLMOperator(BaseOperator):
     The target has one row per source row, in the source's order. The task's result (XCom) is the batch's manifest: the
     target's files, and the rows by status. Rows that failed are rows of the target and do not fail the task.
 
+    Instead of a table, ``input_file_id`` names an uploaded file of requests, on our service or on any other server with
+    OpenAI's batch API. Then the result is ``{"batch_id", "status", "output_file_id", "error_file_id",
+    "request_counts", "usage"}``.
+
     A retry finds the batch of the try before it, and a batch that ended early goes on from what was done. Clearing the
     task submits anew. A batch that cannot be run at all (a wrong column, a target that exists) fails without retries.
+
+    Another server knows neither keys nor holders, so that some promises are weaker there. The key is noted in the
+    metadata (``batch_llm_key``), and a retry looks for it among the newest 500 batches of the last 30 days: if the try
+    before it died between submit and answer, and the server does not list that batch (yet), it is submitted twice. A
+    batch that ended early starts anew. A cancel counts whoever holds the batch by then, and a cleared task does not end
+    the batch before it unless Airflow does so by ``cancel_on_kill``. A table or a priority is refused before anything
+    is submitted.
 
     :param source: Parquet, JSONL or CSV below one of the service's data roots (templated).
     :param target: where the result goes, in the format that its ending names (templated).
@@ -49,6 +61,11 @@ class BatchLLMOperator(BaseOperator):
     :param overwrite: whether a target that something else wrote may be replaced.
     :param max_tokens: longest answer. ``temperature`` (0 unless given), ``top_p`` and ``seed`` are the engine's too.
     :param parameters: further sampling parameters of the engine's chat completions, such as ``stop``.
+    :param input_file_id: instead of all of the above, an uploaded request file (templated).
+    :param endpoint: what the requests of the file are for; ``/v1/chat/completions`` unless given.
+    :param completion_window: after how long the rest is given up, such as ``24h``. A table has none unless given, a
+        request file ``24h``.
+    :param metadata: shown with the batch, at most 15 pairs (templated).
     :param priority: batches with a higher number go first, from -1000 to 1000.
     :param conn_id: a connection of type ``batch_llm``.
     :param wait_for_completion: if False, the task ends at once with the batch's id as its result, for a
@@ -61,7 +78,7 @@ class BatchLLMOperator(BaseOperator):
     :param inline_wait: seconds to wait in the worker before deferring. A batch shorter than this never defers.
     """
 
-    template_fields: Sequence[str] = ("source", "target", "model", "constants")
+    template_fields: Sequence[str] = ("source", "target", "model", "constants", "input_file_id", "metadata")
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
 
@@ -72,9 +89,9 @@ class BatchLLMOperator(BaseOperator):
     def __init__(
         self,
         *,
-        source: str,
-        target: str,
-        model: str,
+        source: str | None = None,
+        target: str | None = None,
+        model: str | None = None,
         prompt: str | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
         system_prompt: str | None = None,
@@ -87,6 +104,10 @@ class BatchLLMOperator(BaseOperator):
         top_p: float | None = None,
         seed: int | None = None,
         parameters: Mapping[str, Any] | None = None,
+        input_file_id: str | None = None,
+        endpoint: str | None = None,
+        completion_window: str | None = None,
+        metadata: dict[str, str] | None = None,
         priority: int = 0,
         conn_id: str = BatchLLMHook.default_conn_name,
         wait_for_completion: bool = True,
@@ -98,22 +119,32 @@ class BatchLLMOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        asked: dict[str, Any] = {"prompt": prompt, "messages": messages, "system_prompt": system_prompt}
+        table = {"target": target, "model": model, **asked, "constants": constants, "choices": choices, **sampling}
+        table |= {"parameters": parameters, "passthrough": passthrough, "overwrite": overwrite or None}
+        arguments.check_kind(source=source, input_file_id=input_file_id, endpoint=endpoint, table=table)
         arguments.check_place("source", source)
         arguments.check_place("target", target)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
+        arguments.check_completion_window(completion_window)
+        arguments.check_metadata(metadata)
         arguments.check_priority(priority)
         arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
-        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         self.source = source
         self.target = target
         self.model = model
         self.constants = constants
-        self.messages = arguments.as_messages(prompt=prompt, messages=messages, system_prompt=system_prompt)
+        self.messages = [] if source is None else arguments.as_messages(**asked)
         self.choices = None if choices is None else list(choices)
         self.passthrough = None if passthrough is None else list(passthrough)
         self.overwrite = overwrite
         self.parameters = arguments.as_parameters(sampling, parameters)
+        self.input_file_id = input_file_id
+        self.endpoint = endpoint
+        self.completion_window = completion_window
+        self.metadata = metadata
         self.priority = priority
         self.conn_id = conn_id
         self.wait_for_completion = wait_for_completion
@@ -132,14 +163,14 @@ class BatchLLMOperator(BaseOperator):
         started = clock.now()
         names = self._names(context)
         check_serialises(self._trigger("batch_0", names.holder))
-        batch = self._submitted(names)
+        batch, held = self._submitted(names)
         if not self.wait_for_completion:
             return batch.id
-        batch = self._waited_here(batch, names, started)
+        batch = self._waited_here(batch, held, started)
         if batch.status.ended:
             return self._finished(batch, context)
         return self.defer(
-            trigger=self._trigger(batch.id, names.holder), method_name="execute_complete", timeout=self._left(started)
+            trigger=self._trigger(batch.id, held.holder), method_name="execute_complete", timeout=self._left(started)
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any], **_: Any) -> Any:
@@ -172,43 +203,20 @@ class BatchLLMOperator(BaseOperator):
     def _names(self, context: Context) -> TaskBatchNames:
         return TaskBatchNames.of(context["ti"], self.hook.deployment)
 
-    def _submitted(self, names: TaskBatchNames) -> Batch:
-        create = self._create(names)
+    def _submitted(self, names: TaskBatchNames) -> tuple[Batch, HeldBatch]:
+        create = batch_create(self, names)
         with refusals_fail_the_task(), self.hook.get_conn() as client:
-            batch = client.submit(create)
-        self._held = HeldBatch(self.hook.address, batch.id, names.holder)
-        self.batch_url = self.hook.address.batch_url(batch.id)
+            server = Server(client, self.hook.has_extensions(client))
+            batch = server.submit(create, names.key)
+        held = self._held = self._hold(batch, names, server)
         self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
-        return batch
+        return batch, held
 
-    def _create(self, names: TaskBatchNames) -> BatchCreate:
-        try:
-            return BatchCreate(
-                dataset=self._dataset(),
-                model=self.model,
-                key=names.key,
-                series=names.series,
-                holder=names.holder,
-                priority=self.priority,
-            )
-        except ValidationError as error:
-            raise AirflowFailException(
-                f"Rendered, the arguments make no batch. Nothing was submitted. {error}"
-            ) from error
+    def _hold(self, batch: Batch, names: TaskBatchNames, server: Server) -> HeldBatch:
+        self.batch_url = self.hook.address.batch_url(batch.id)
+        return HeldBatch(self.hook.address, batch.id, names.holder if server.extensions else None)
 
-    def _dataset(self) -> DatasetSpec:
-        return DatasetSpec(
-            source=self.source,
-            target=self.target,
-            messages=self.messages,
-            constants=self.constants or {},
-            passthrough=self.passthrough,
-            choices=self.choices,
-            parameters=self.parameters,
-            overwrite=self.overwrite,
-        )
-
-    def _waited_here(self, batch: Batch, names: TaskBatchNames, started: datetime) -> Batch:
+    def _waited_here(self, batch: Batch, held: HeldBatch, started: datetime) -> Batch:
         """The batch after the inline wait; for a task that does not defer, once it ended."""
         if batch.status.ended:
             return batch
@@ -219,8 +227,7 @@ class BatchLLMOperator(BaseOperator):
             every = min(every, INLINE_POLL)
         ended = wait_here(self.hook.address, batch.id, poll_interval=every, at_most=at_most, log=self.log)
         if ended is None and not self.deferrable:
-            end = self._end(HeldBatch(self.hook.address, batch.id, names.holder))
-            raise AirflowException(f"The batch was not done within {self.timeout}. {end}")
+            raise AirflowException(f"The batch was not done within {self.timeout}. {self._end(held)}")
         return ended or batch
 
     def _left(self, started: datetime) -> timedelta | None:
@@ -242,18 +249,18 @@ class BatchLLMOperator(BaseOperator):
         try:
             names = self._names(context)
             with self.hook.get_conn() as client:
-                batch = client.find(names.key)
+                server = Server(client, self.hook.has_extensions(client))
+                batch = server.find(names.key)
         except (BatchLLMError, ValueError, AirflowException) as error:
             return f"Its batch could not be found and may go on: {error}"
         if batch is None:
             return "Its batch is gone."
-        self.batch_url = self.hook.address.batch_url(batch.id)
-        return self._end(HeldBatch(self.hook.address, batch.id, names.holder))
+        return self._end(self._hold(batch, names, server))
 
     def _end(self, held: HeldBatch) -> str:
         return held.cancel() if self.cancel_on_kill else f"Batch {held.batch_id} goes on: cancel_on_kill is off."
 
-    def _trigger(self, batch_id: str, holder: str) -> BatchLLMTrigger:
+    def _trigger(self, batch_id: str, holder: str | None) -> BatchLLMTrigger:
         return BatchLLMTrigger(
             conn_id=self.conn_id,
             batch_id=batch_id,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,10 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from airflow_processes import AirflowProcesses
+from pool import ROOT, Pool
+
+DAGS = Path(__file__).with_name("dags")
 
 
 def task_instance(**changes: Any) -> Any:
@@ -32,3 +39,21 @@ def connected(service, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AIRFLOW_CONN_BATCH_LLM_DEFAULT", json.dumps(connection))
     pq.write_table(pa.table({"text": ["good", "bad"]}), service.data_root / "reviews.parquet")
     return service
+
+
+@pytest.fixture(scope="session")
+def airflow(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
+    """One running Airflow for all tests that need it, with the pool as a connection of each type that can use it."""
+    folder = tmp_path_factory.mktemp("airflow")
+    shutil.copytree(DAGS, folder / "dags")
+    shutil.copy(ROOT / "dags_examples" / "classify_packages.py", folder / "dags")
+    shutil.copy(ROOT / "dags_examples" / "data" / "packages.parquet", pool.data_root)
+    own = {"conn_type": "batch_llm", "host": pool.url, "password": pool.token}
+    openai = {**own, "host": f"{pool.url}/v1"}
+    environment = {
+        "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(own),
+        "AIRFLOW_CONN_PYDANTICAI_DEFAULT": json.dumps({**openai, "conn_type": "pydanticai"}),
+        "AIRFLOW_CONN_OPENAI_DEFAULT": json.dumps({**openai, "conn_type": "openai"}),
+    }
+    with AirflowProcesses(folder / "home", dags=folder / "dags", environment=environment) as started:
+        yield started

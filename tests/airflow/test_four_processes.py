@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from airflow_processes import AirflowProcesses
-from pool import ROOT, Pool
+from pool import Pool
 
 pytestmark = [pytest.mark.airflow, pytest.mark.vllm]
-
-DAG = """
-from airflow.sdk import Asset, dag, task
-from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
-
-
-@dag(schedule=None)
-def long_batch():
-    classify = BatchLLMOperator(
-        task_id="classify",
-        source="packages.parquet",
-        target="long.parquet",
-        model="{model}",
-        prompt="Describe this package for {{day}}: {{description}}",
-        constants={{"day": "{{{{ run_id }}}}"}},
-        max_tokens=64,
-        inline_wait=0,
-        poll_interval=0.5,
-        outlets=[Asset(name="labels", uri="file:///labels")],
-    )
-
-    @task
-    def count_rows(manifest):
-        import pyarrow.parquet as pq
-
-        return pq.read_table(manifest["files"][0]["uri"]).num_rows
-
-    count_rows(classify.output)
-
-
-long_batch()
-"""
-
-
-@pytest.fixture(scope="module")
-def airflow(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
-    folder = tmp_path_factory.mktemp("airflow")
-    dags = folder / "dags"
-    dags.mkdir()
-    (dags / "long_batch.py").write_text(textwrap.dedent(DAG.format(model=pool.model)))
-    shutil.copy(ROOT / "dags_examples" / "classify_packages.py", dags)
-    shutil.copy(ROOT / "dags_examples" / "data" / "packages.parquet", pool.data_root)
-    connection = {"conn_type": "batch_llm", "host": pool.url, "password": pool.token}
-    environment = {"AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection)}
-    with AirflowProcesses(folder / "home", dags=dags, environment=environment) as started:
-        yield started
 
 
 def test_a_task_defers_shows_its_progress_and_hands_its_target_on(airflow: AirflowProcesses, pool: Pool) -> None:

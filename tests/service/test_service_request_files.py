@@ -69,6 +69,8 @@ def test_results_can_be_read_while_the_batch_runs_and_each_once(service: Running
         worker.link.extend(claim, [worker.store(claim, part, lines[part * 5 : part * 5 + 5])])
         page = _page(service, batch.id, after=after)
         assert len(page.data) == 5
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert (counts.total, counts.completed + counts.failed) == (20, 5 * part + 5)
         seen += page.data
         after = page.last_id
     assert {row.custom_id for row in seen} == {f"row-{number}" for number in range(20)}
