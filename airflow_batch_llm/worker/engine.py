@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import orjson
@@ -22,6 +22,8 @@ from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
 # Shorter than the 5 s after which uvicorn closes an idle connection: one that it has just closed breaks the next call.
 KEEPALIVE_SECONDS: Final = 3.0
 PROBE_SECONDS: Final = 5.0
+DESCRIBE_SECONDS: Final = 60.0
+"""FastAPI makes its description when it is first asked for, on a busy machine for seconds."""
 
 
 @dataclass
@@ -61,14 +63,21 @@ class Engine:
             return False
 
     async def described(self) -> dict[str, list[str] | None]:
-        """The endpoints that the server has, each with the fields that it knows (None where it does not say)."""
-        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        """The endpoints that the server has, each with the fields that it knows (None where it does not say).
+
+        Raises :class:`NotTheRowsFaultError` where the server gives no answer, which is not to be taken for a short one.
+        """
+        timeout = aiohttp.ClientTimeout(total=DESCRIBE_SECONDS)
         try:
             async with self._http.get(f"{self.base_url}/openapi.json", timeout=timeout) as response:
-                description = orjson.loads(await response.read()) if response.status == HTTPStatus.OK else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            description = None
-        return described_endpoints(description)
+                status, content = response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotTheRowsFaultError(
+                f"The engine does not describe itself: {type(error).__name__}: {error}"
+            ) from error
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise NotTheRowsFaultError(f"The engine does not describe itself: HTTP {status}")
+        return described_endpoints(_json(content) if status == HTTPStatus.OK else None)
 
     async def ask(self, line: RowLine, claim: Claim, choices: frozenset[str] | None) -> ResultLine:
         """Sends one row and judges the answer. Raises :class:`NotTheRowsFaultError` where there is no judgement."""
@@ -89,3 +98,10 @@ class Engine:
             return bytes(line.body)
         shared = orjson.dumps(claim.parameters | {"model": self.model})
         return shared[:-1] + b"," + bytes(line.body)[1:]
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return None

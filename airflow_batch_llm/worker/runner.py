@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.errors import BatchLLMError, LeaseLostError, NoAnswerError, NotFoundError
+from airflow_batch_llm.errors import BatchLLMError, EngineStartError, LeaseLostError, NoAnswerError, NotFoundError
 from airflow_batch_llm.settings import WorkerSettings
 from airflow_batch_llm.worker.delivery import Delivery
 from airflow_batch_llm.worker.engine import Engine
@@ -34,6 +34,8 @@ WINDOW_PER_SEQUENCE: Final = 2
 ROW_TRIES: Final = 3
 """How often a living engine may fail to judge a row before the row becomes an error."""
 ROW_PAUSE_SECONDS: Final = 0.5
+DESCRIBE_TRIES: Final = 5
+"""How often the engine is asked what it serves before it is given up."""
 
 
 @dataclass
@@ -115,10 +117,7 @@ class Runner:
             self._heartbeat.stop()
 
     async def _register(self) -> None:
-        served = [
-            ServedModel(model=self.engine.model, endpoint=endpoint, engine_identity=self.identity, body_fields=fields)
-            for endpoint, fields in (await self.engine.described()).items()
-        ]
+        served = await self._served()
         registration = Registration(name=self.settings.name, version=__version__, models=served)
         while not self._draining.is_set():
             try:
@@ -131,6 +130,23 @@ class Runner:
                 endpoints = ", ".join(model.endpoint for model in served)
                 log.info("registered as %s for model %s at %s", self._worker_id, self.engine.model, endpoints)
                 return
+
+    async def _served(self) -> list[ServedModel]:
+        """What the engine says that it serves. Raises where it does not answer, as one that died does not."""
+        for _ in range(DESCRIBE_TRIES):
+            try:
+                described = await self.engine.described()
+            except NotTheRowsFaultError as error:
+                log.warning("asking again: %s", error)
+                await self._pause(self.settings.claim_seconds)
+            else:
+                return [
+                    ServedModel(
+                        model=self.engine.model, endpoint=endpoint, engine_identity=self.identity, body_fields=fields
+                    )
+                    for endpoint, fields in described.items()
+                ]
+        raise EngineStartError(f"The engine did not say within {DESCRIBE_TRIES} tries what it serves. See its log.")
 
     def _leave(self) -> None:
         try:

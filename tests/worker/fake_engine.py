@@ -52,6 +52,8 @@ class FakeEngine:
     always: dict[int, Trouble] = field(default_factory=dict)
     description: dict[str, Any] | None = None
     """What ``/openapi.json`` says; there is none unless given."""
+    description_troubles: int = 0
+    """How often that is answered 500 before."""
     held: set[int] | None = field(default_factory=set)
     """Rows that get no answer until :meth:`let_go`; None for all."""
 
@@ -172,6 +174,9 @@ class FakeEngine:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
 
     async def _described(self, request: web.Request) -> web.Response:
+        if self.description_troubles:
+            self.description_troubles -= 1
+            return web.Response(status=500)
         return web.Response(status=404) if self.description is None else web.json_response(self.description)
 
 

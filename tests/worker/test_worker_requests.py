@@ -178,3 +178,13 @@ def test_an_engines_failure_reads_as_an_openai_error() -> None:
 def test_an_answer_on_several_lines_is_put_on_one_and_any_other_is_left_alone() -> None:
     assert bytes(one_line(b'{ "a":\n 1.0, "b": "x\\n" }')) == b'{"a":1.0,"b":"x\\n"}'
     assert bytes(one_line(b'{ "a": 1.0 }')) == b'{ "a": 1.0 }'
+
+
+async def test_an_engine_that_does_not_say_what_it_serves_is_asked_again_and_not_taken_for_a_smaller_one(
+    bench: Bench,
+) -> None:
+    bench.engine.model, bench.engine.description, bench.engine.description_troubles = "m", DESCRIPTION, 2
+    async with bench.worker():
+        [served] = await soon(lambda: bench.service.client.models().data, what="the worker registers")
+    assert sorted(served.endpoints) == sorted(ENDPOINTS)
+    assert bench.engine.description_troubles == 0
