@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from airflow.sdk import Asset, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
+from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDeferralTimeout
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import BatchLLMError

@@ -50,6 +50,18 @@ def test_a_batch_that_is_not_done_at_once_defers(connected: Any) -> None:
     assert task.operator_extra_links[0].get_link(task, ti_key=None) == f"{connected.url}/v1/batches/{batch.id}"
 
 
+def test_a_request_file_on_our_service_has_a_key_and_a_holder_like_a_table(connected: Any) -> None:
+    file = connected.client.upload_bytes("requests.jsonl", b"{}\n")
+    task = BatchLLMOperator(task_id="classify", input_file_id=file.id, inline_wait=0.0, priority=7)
+    ti = task_instance()
+    with pytest.raises(TaskDeferred) as deferral:
+        task.execute({"ti": ti})
+    batch = connected.client.get(deferral.value.trigger.batch_id)
+    assert (batch.input_file_id, batch.priority, batch.metadata) == (file.id, 7, None)
+    assert batch.key == f"{batch.series}/2"
+    assert batch.holder == deferral.value.trigger.holder == str(ti.id)
+
+
 def test_a_retry_finds_the_batch_of_the_try_before_it_and_becomes_its_holder(connected: Any) -> None:
     _, first = deferred(task_instance())
     _, retry = deferred(task_instance())

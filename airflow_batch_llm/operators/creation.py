@@ -1,0 +1,64 @@
+"""What a task submits, as its arguments say it once they are rendered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow.sdk.exceptions import AirflowFailException
+from pydantic import ValidationError
+
+from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.operators.submission import TaskBatchNames
+from airflow_batch_llm.wire import BatchCreate, DatasetSpec
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+
+DAY: Final = "24h"
+"""The completion window of request files: the only one that OpenAI takes."""
+
+
+def batch_create(task: BatchLLMOperator, names: TaskBatchNames) -> BatchCreate:
+    """The batch of ``task``. Raises AirflowFailException where a template was rendered to what cannot be one."""
+    try:
+        return BatchCreate(
+            **(_table(task) if task.input_file_id is None else _request_file(task)),
+            metadata=task.metadata,
+            key=names.key,
+            series=names.series,
+            holder=names.holder,
+            priority=task.priority,
+        )
+    except ValidationError as error:
+        raise AirflowFailException(f"Rendered, the arguments make no batch. Nothing was submitted. {error}") from error
+
+
+def _table(task: BatchLLMOperator) -> dict[str, Any]:
+    dataset = DatasetSpec(
+        source=task.source or "",
+        target=task.target or "",
+        messages=task.messages,
+        constants=task.constants or {},
+        passthrough=task.passthrough,
+        choices=task.choices,
+        parameters=task.parameters,
+        overwrite=task.overwrite,
+    )
+    return {"dataset": dataset, "model": task.model, "completion_window": task.completion_window}
+
+
+def _request_file(task: BatchLLMOperator) -> dict[str, Any]:
+    return {
+        # An empty text would be refused as a file that does not exist; this says what is wrong.
+        "input_file_id": _named(task.input_file_id),
+        "endpoint": task.endpoint or CHAT_COMPLETIONS,
+        "completion_window": task.completion_window or DAY,
+    }
+
+
+def _named(input_file_id: str | None) -> str:
+    if not isinstance(input_file_id, str) or not input_file_id.strip():
+        raise AirflowFailException(
+            f"Rendered, input_file_id is {input_file_id!r}, which names no file. Nothing was submitted."
+        )
+    return input_file_id.strip()

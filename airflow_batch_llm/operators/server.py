@@ -1,0 +1,48 @@
+"""Submitting and finding a task's batch: by its key on our service, through metadata on servers of others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_batch_llm.client import plain_server
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.wire import Batch, BatchCreate
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server and whether it has our extensions: tables, keys, holders, priorities."""
+
+    client: BatchClient
+    extensions: bool
+
+    def submit(self, create: BatchCreate, key: str) -> Batch:
+        """The batch under ``key``: the one that lives or completed, or else a new one.
+
+        Raises AirflowFailException, before anything is submitted, where the batch needs what the server does not have.
+        """
+        if self.extensions:
+            return self.client.submit(create)
+        self._check(create)
+        return plain_server.submit_once(self.client, create, key)
+
+    def find(self, key: str) -> Batch | None:
+        return self.client.find(key) if self.extensions else plain_server.find(self.client, key)
+
+    def _check(self, create: BatchCreate) -> None:
+        only = f"The server at {self.client.url} has OpenAI's batch API only"
+        unless = (
+            "Nothing was submitted. If it is `batch-llm serve` behind a proxy that hides /healthz, say "
+            '{"extensions": true} in the extra of the connection.'
+        )
+        if create.dataset is not None:
+            raise AirflowFailException(
+                f"{only}, and {create.dataset.source!r} is a table: tables need `batch-llm serve`. Upload a file of "
+                f"requests there, and give its id as input_file_id instead of source. {unless}"
+            )
+        if create.priority:
+            raise AirflowFailException(
+                f"{only}, which knows no priority; this task has priority={create.priority}. Leave it out. {unless}"
+            )
