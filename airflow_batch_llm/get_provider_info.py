@@ -46,6 +46,11 @@ def _connection_type() -> dict[str, Any]:
                 "label": "Deployment",
                 "description": "This Airflow's name among those that share the service; [api] base_url unless given",
                 "schema": {"type": ["string", "null"]},
-            }
+            },
+            "extensions": {
+                "label": "Extensions",
+                "description": "false for a server with OpenAI's batch API alone; it is asked unless given",
+                "schema": {"type": ["string", "null"]},
+            },
         },
     }

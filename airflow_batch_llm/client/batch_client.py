@@ -23,8 +23,6 @@ from airflow_batch_llm.wire import (
     ResultRow,
 )
 
-__all__ = ["DEFAULT_URL", "TIMEOUT", "BatchClient", "base_url", "checked", "translated"]
-
 DEFAULT_URL: Final = "http://127.0.0.1:8765"
 TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
 PAGE_ROWS: Final = 1000

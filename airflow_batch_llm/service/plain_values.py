@@ -46,6 +46,8 @@ def _check_body(body: Any) -> None:
             left += [(inner, f"{place}.{number}".lstrip("."), level + 1) for number, inner in enumerate(value)]
         else:
             _check(value, place or "body")
+            if isinstance(value, int) and not place.startswith("dataset."):  # a table's spec is stored as JSON
+                _check_range(value, place or "body")
 
 
 def _check(value: Any, place: str) -> None:
@@ -54,8 +56,6 @@ def _check(value: Any, place: str) -> None:
         raise _refused(place, f"holds {what}, which is not a character that can be stored")
     if isinstance(value, float) and not math.isfinite(value):
         raise _refused(place, f"is {value}, which is not a number in JSON")
-    if isinstance(value, int):
-        _check_range(value, place)
 
 
 def _check_number(text: str, place: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from airflow_batch_llm.client.batch_client import TIMEOUT, checked, translated
+from airflow_batch_llm.client.answers import checked, translated
+from airflow_batch_llm.client.batch_client import TIMEOUT
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.worker_wire import Claim, Extended, PartRecord, Registered, Registration
 

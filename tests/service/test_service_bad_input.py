@@ -103,7 +103,7 @@ def write_damaged(path: Path, *, good_rows: int) -> None:
         ({"source": "http://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
         ({"source": "s3://bucket/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
         ({"source": "file://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
-        ({"source": "a\0.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "a\0.csv"}, "invalid_value", "U+0000 at position 1"),
         ({"source": "http://[host/x.csv"}, "place_not_supported", "is not a usable place"),
         ({"source": "loop.csv"}, "place_not_supported", "is not a usable place"),
         ({"source": "ok.csv", "target": "loop.csv"}, "place_not_supported", "is not a usable place"),
