@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, TypeVar
 
 import msgspec
 import zstandard
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 VERSION = 1
 
@@ -23,9 +23,9 @@ class _Body(BaseModel):
 class ServedModel(_Body):
     """One (model, endpoint) pair that a worker answers, and what exactly answers there."""
 
-    model: str
-    endpoint: str
-    engine_identity: str | None = None
+    model: Annotated[str, Field(max_length=512)]
+    endpoint: Annotated[str, Field(max_length=64)]
+    engine_identity: Annotated[str, Field(max_length=128)] | None = None
     """Two engines with the same identity give the same answers; null where the worker cannot tell."""
     body_fields: list[str] | None = None
     """The fields that the engine's own API description names for a request; null where it describes nothing."""
@@ -34,9 +34,16 @@ class ServedModel(_Body):
 class Registration(_Body):
     """A worker says what it serves. A living worker of the same name is taken for its dead predecessor."""
 
-    name: str
-    version: str
+    name: Annotated[str, Field(max_length=256)]
+    version: Annotated[str, Field(max_length=64)]
     models: Annotated[list[ServedModel], Field(min_length=1)]
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: list[ServedModel]) -> list[ServedModel]:
+        if len({(served.model, served.endpoint) for served in models}) < len(models):
+            raise ValueError("a model is there twice at one endpoint")
+        return models
 
 
 class Registered(_Body):
