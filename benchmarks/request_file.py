@@ -1,6 +1,7 @@
 """One large request file through upload, check, run, assembly and download, with the peak memory of the service.
 
     python benchmarks/request_file.py --rows 1000000
+    python benchmarks/request_file.py --rows 5000000 --check-only
 
 The engine is the fake one of the tests, so that the rates are those of the service and the worker alone. Service,
 worker and engine share the machine. Prints a Markdown table. Needs the environment of `make test-fast`.
@@ -98,7 +99,7 @@ def download(client: BatchClient, file_id: str, rows: int) -> None:
     assert seen == b"\1" * rows, "some requests have no line, or more than one"
 
 
-def run(folder: Path, rows: int) -> Steps:
+def run(folder: Path, rows: int, *, check_only: bool) -> Steps:
     steps, requests, home = Steps(rows), folder / "requests.jsonl", folder / "home"
     write_requests(requests, rows)
     engine_port, port = free_port(), free_port()
@@ -117,6 +118,9 @@ def run(folder: Path, rows: int) -> Steps:
         begun = time.monotonic()
         batch = left(client, client.submit(create).id, "validating")
         steps.took("check and plan", time.monotonic() - begun, memory)
+        assert batch.request_counts.total == rows, batch
+        if check_only:
+            return steps
         work = ["airflow_batch_llm", "work", "--url", client.url, "--endpoint", f"http://127.0.0.1:{engine_port}"]
         work += ["--model", MODEL, "--home", str(home), "--max-num-seqs", "256"]
         begun = time.monotonic()
@@ -136,10 +140,11 @@ def run(folder: Path, rows: int) -> Steps:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--check-only", action="store_true", help="upload and check, and run nothing")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        steps = run(Path(folder), rows)
-    print(f"{rows:,} requests in one file\n")
+        steps = run(Path(folder), given.rows, check_only=given.check_only)
+    print(f"{given.rows:,} requests in one file\n")
     print("| step | seconds | rows/s | peak memory of the service, MB |\n|---|---|---|---|")
     print("\n".join(steps.lines))
 
