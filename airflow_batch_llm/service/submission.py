@@ -21,7 +21,8 @@ IDEMPOTENCY_KEY = "idempotency_key"
 
 def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempotency_key: str | None = None) -> NewBatch:
     """The batch to store. Raises :class:`RefusedError` for what can be seen to be wrong."""
-    idempotency_key = idempotency_key if state.settings.extensions else None
+    if state.settings.extensions and idempotency_key is not None:
+        create = _under(create, idempotency_key)
     if not state.settings.extensions:
         _check_plain(create)
     _check_deadline(create)
@@ -36,7 +37,7 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
             "missing_required_parameter",
             "input_file_id",
         )
-    return dataclasses.replace(new, key=_key(create, new, idempotency_key))
+    return dataclasses.replace(new, key=_key(create, new))
 
 
 def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) -> None:
@@ -114,15 +115,20 @@ def _common(create: BatchCreate) -> dict[str, Any]:
     }
 
 
-def _key(create: BatchCreate, new: NewBatch, header: str | None) -> str | None:
-    """The key to submit under. One in the metadata is one only together with the content, so it never conflicts:
-    Airflow's common.ai sends changed content under an unchanged key."""
-    if create.key is not None and header not in (None, create.key):
+def _under(create: BatchCreate, header: str) -> BatchCreate:
+    """The body with the header's key in it."""
+    if create.key not in (None, header):
         raise _refused(
             f"The header Idempotency-Key says {header!r} and the field key {create.key!r}.", "key_mismatch", "key"
         )
-    if create.key or header:
-        return create.key or header
+    return create.model_copy(update={"key": header})
+
+
+def _key(create: BatchCreate, new: NewBatch) -> str | None:
+    """The key to submit under. One in the metadata is one only together with the content, so it never conflicts:
+    Airflow's common.ai sends changed content under an unchanged key."""
+    if create.key is not None:
+        return create.key
     noted = (create.metadata or {}).get(IDEMPOTENCY_KEY)
     if not noted or create.dataset is not None:
         return None

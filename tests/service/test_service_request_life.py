@@ -316,3 +316,17 @@ def _time_is_up(service: RunningService, batch_id: str) -> None:
     with service.state.database.writing() as connection:
         connection.execute(text("UPDATE batches SET expires_at = 1 WHERE id = :id"), {"id": batch_id})
     eventually(lambda: service.client.get(batch_id).expires_at == 1)
+
+
+def test_a_table_is_found_again_by_the_key_in_the_header_though_its_target_stands(service: RunningService) -> None:
+    (service.data_root / "s.csv").write_text("a\nx\n")
+    dataset = {"source": "s.csv", "target": "t.csv", "messages": [{"role": "user", "content": "{a}"}]}
+    headers = {"Authorization": f"Bearer {service.token}", "Idempotency-Key": "table"}
+
+    def submit_table() -> Any:
+        return httpx.post(f"{service.url}/v1/batches", json={"dataset": dataset, "model": "m"}, headers=headers).json()
+
+    first = submit_table()
+    finish(service)
+    assert (service.data_root / "t.csv").exists()
+    assert submit_table()["id"] == first["id"]
