@@ -37,7 +37,7 @@ def _connection_type() -> dict[str, Any]:
             "relabeling": {"host": "Service URL", "password": "Token"},
             "placeholders": {
                 "host": "http://gpu-host:8765",
-                "port": "8765, unless the URL has it",
+                "port": "8765, also where the URL has it: the test button needs it",
                 "password": "the content of the file `token` in the service's home",
             },
         },
