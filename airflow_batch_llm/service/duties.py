@@ -71,7 +71,11 @@ class DutyRunner:
             self.context.batches.fail(duty, _errors(error))
             log.info("failed %s: %s", duty.batch_id, _errors(error)[0]["code"])
             return
-        self.context.batches.activate(duty, plan)
+        try:
+            self.context.batches.activate(duty, plan)
+        except DutyLostError:
+            self.context.storage.delete_prefix(prefix)
+            raise
         for attempt in range(1, duty.attempt):  # what planners that died have staged
             self.context.storage.delete_prefix(f"batches/{duty.batch_id}/plan-{attempt}")
         log.info("planned %s: %d rows in %d chunks", duty.batch_id, plan.rows_total, len(plan.chunks))

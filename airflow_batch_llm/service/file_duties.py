@@ -13,7 +13,7 @@ from airflow_batch_llm.service.file_planner import FilePlanner
 from airflow_batch_llm.service.request_file import RequestFile
 from airflow_batch_llm.service.result_files import ResultFiles
 from airflow_batch_llm.store.batches import Plan
-from airflow_batch_llm.store.duties import Duty
+from airflow_batch_llm.store.duties import Duty, DutyLostError
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ def assemble_files(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         expires_in=batch["output_seconds"] or context.settings.file_seconds, now=clock.now().timestamp()
     )
     status = ends_as(batch)
-    context.batches.finish(duty, status, output=output, error=error)
+    try:
+        context.batches.finish(duty, status, output=output, error=error)
+    except DutyLostError:
+        context.storage.delete_prefix(f"{root}-{duty.attempt}")
+        raise
     for attempt in range(1, duty.attempt):  # what assemblers that died have written
         context.storage.delete_prefix(f"{root}-{attempt}")
     log.info("%s %s: %d rows", status, batch["id"], batch["rows_total"])

@@ -12,6 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
+from airflow_batch_llm.service.file_planner import FilePlanner
+from airflow_batch_llm.service.result_files import ResultFiles
 from airflow_batch_llm.settings import Limits
 from tests.conftest import RunningService, eventually
 from tests.service.answering import AnsweringWorker
@@ -330,3 +332,29 @@ def test_a_table_is_found_again_by_the_key_in_the_header_though_its_target_stand
     finish(service)
     assert (service.data_root / "t.csv").exists()
     assert submit_table()["id"] == first["id"]
+
+
+@pytest.mark.parametrize("duty", ["plan", "assemble"])
+def test_what_a_duty_wrote_for_a_batch_that_was_cancelled_meanwhile_goes(
+    service: RunningService, client: OpenAI, monkeypatch: pytest.MonkeyPatch, duty: str
+) -> None:
+    batch = submit(client)
+    if duty == "assemble":
+        service.plan()
+        AnsweringWorker(service).work()
+    place, name = (FilePlanner, "plan") if duty == "plan" else (ResultFiles, "write")
+    work = getattr(place, name)
+
+    def cancelled_meanwhile(*arguments: Any, **named: Any) -> Any:
+        done = work(*arguments, **named)
+        client.batches.cancel(batch.id)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, cancelled_meanwhile)
+        assert getattr(service, duty)()
+    while service.assemble():
+        pass
+    assert client.batches.retrieve(batch.id).status == "cancelled"
+    folders = {path.parent.name for path in service.settings.storage_root.rglob("*") if path.is_file()}
+    assert folders == ({"files"} if duty == "plan" else {"files", "plan-1", "chunks", "000000", "files-2"})
