@@ -56,7 +56,7 @@ def serve(settings: ServiceSettings) -> None:
     """Runs the service until it is asked to end."""
     check_webhooks(settings.webhooks)
     state = ServiceState.open(settings)
-    supervisor = Supervisor(settings, state.duties, state.batches)
+    supervisor = Supervisor(settings, state.duties, state.life)
     supervisor.start()
     log.info("serving on http://%s:%d, home %s", settings.host, settings.port, settings.home)
     config = uvicorn.Config(

@@ -46,7 +46,7 @@ class DutyRunner:
         return True
 
     def _do(self, duty: Duty) -> None:
-        batch = self.context.batches.for_duty(duty)
+        batch = self.context.life.for_duty(duty)
         try:
             if self.kind == DutyKind.PLAN:
                 self._plan(duty, batch)
@@ -68,11 +68,11 @@ class DutyRunner:
             plan = stage(self.context, batch, prefix)
         except (InvalidRequestError, RequestFileInvalidError) as error:
             self.context.storage.delete_prefix(prefix)
-            self.context.batches.fail(duty, _errors(error))
+            self.context.life.fail(duty, _errors(error))
             log.info("failed %s: %s", duty.batch_id, _errors(error)[0]["code"])
             return
         try:
-            self.context.batches.activate(duty, plan)
+            self.context.life.activate(duty, plan)
         except DutyLostError:
             self.context.storage.delete_prefix(prefix)
             raise
@@ -85,7 +85,7 @@ class DutyRunner:
         if batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None:
             # A cancel must end even where its target cannot be written; the parts stay in storage.
             trouble = f"No target was written: {_said(error)}"
-            self.context.batches.finish(duty, BatchStatus.CANCELLED, trouble=trouble)
+            self.context.life.finish(duty, BatchStatus.CANCELLED, trouble=trouble)
         else:
             self.context.duties.put_off(duty, trouble=trouble, seconds=RETRY_SECONDS)
 

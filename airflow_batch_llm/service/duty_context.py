@@ -12,11 +12,11 @@ from airflow_batch_llm.service.plan_stage import PlanStage
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.storage.local import LocalStorage
-from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.chunks import Chunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
+from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import ResultLine
 
@@ -27,7 +27,7 @@ class DutyContext:
 
     settings: ServiceSettings
     duties: Duties
-    batches: Batches
+    life: BatchLife
     chunks: Chunks
     files: Files
     workers: Workers
@@ -39,7 +39,7 @@ class DutyContext:
         return cls(
             settings=settings,
             duties=Duties(database),
-            batches=Batches(database),
+            life=BatchLife(database),
             chunks=Chunks(database),
             files=Files(database),
             workers=Workers(database),
@@ -58,7 +58,7 @@ class DutyContext:
 
     def done_before(self, batch: Mapping[str, Any]) -> Iterator[ResultLine]:
         """The results of the generation that this batch goes on from."""
-        before = self.batches.generation_before(batch)
+        before = self.life.generation_before(batch)
         if before is not None:
             for lines in stored_results(self.storage, before["plan_key"], self.parts(before)):
                 yield from lines

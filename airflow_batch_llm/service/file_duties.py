@@ -12,8 +12,8 @@ from airflow_batch_llm.service.duty_context import DutyContext, ends_as, undone
 from airflow_batch_llm.service.file_planner import FilePlanner
 from airflow_batch_llm.service.request_file import RequestFile
 from airflow_batch_llm.service.result_files import ResultFiles
-from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.store.duties import Duty, DutyLostError
+from airflow_batch_llm.store.life import Plan
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def assemble_files(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
     )
     status = ends_as(batch)
     try:
-        context.batches.finish(duty, status, output=output, error=error)
+        context.life.finish(duty, status, output=output, error=error)
     except DutyLostError:
         context.storage.delete_prefix(f"{root}-{duty.attempt}")
         raise

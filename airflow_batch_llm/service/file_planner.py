@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
 from airflow_batch_llm.service.request_file import MOST_ERRORS, RequestFile, RequestFileInvalidError, RequestLine
-from airflow_batch_llm.store.batches import Plan
+from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import BatchError
 from airflow_batch_llm.worker_wire import ResultLine, RowLine
 

@@ -22,9 +22,9 @@ from airflow_batch_llm.child_process import process_name
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.settings import ServiceSettings, WebhookSettings
-from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties, Duty, DutyLostError
+from airflow_batch_llm.store.life import BatchLife
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Notifier:
 
     def __post_init__(self) -> None:
         self._duties = Duties(self.database)
-        self._batches = Batches(self.database)
+        self._life = BatchLife(self.database)
 
     def close(self) -> None:
         self.http.close()
@@ -117,7 +117,7 @@ class Notifier:
         return True
 
     def _tell(self, duty: Duty) -> None:
-        batch = self._batches.for_duty(duty)
+        batch = self._life.for_duty(duty)
         troubles = []
         for webhook in self.webhooks:
             self._duties.extend(duty, lease_seconds=LEASE_SECONDS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.store.batches import PlannedChunk
+from airflow_batch_llm.store.life import PlannedChunk
 from airflow_batch_llm.worker_wire import ResultLine, RowLine, pack
 
 ROWS_FILE: Final = "rows.parquet"

@@ -15,6 +15,7 @@ from airflow_batch_llm.store.chunks import Chunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
+from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import Workers
 
@@ -30,6 +31,7 @@ class ServiceState:
     tokens: Tokens
     files: Files
     batches: Batches
+    life: BatchLife
     chunks: Chunks
     duties: Duties
     workers: Workers
@@ -48,6 +50,7 @@ class ServiceState:
             tokens=Tokens(database),
             files=Files(database),
             batches=Batches(database),
+            life=BatchLife(database),
             chunks=Chunks(database),
             duties=Duties(database),
             workers=Workers(database),

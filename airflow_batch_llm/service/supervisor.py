@@ -15,9 +15,9 @@ from airflow_batch_llm.child_process import named_pid, process_name, start_child
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.notifier import Notifier
 from airflow_batch_llm.settings import ServiceSettings
-from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duties
+from airflow_batch_llm.store.life import BatchLife
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Supervisor:
 
     settings: ServiceSettings
     duties: Duties
-    batches: Batches
+    life: BatchLife
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _children: dict[DutyKind, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Supervisor:
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):
-            for tidy in (self.batches.expire_due, self.batches.settle_ending):
+            for tidy in (self.life.expire_due, self.life.settle_ending):
                 try:
                     tidy()
                 except Exception:

@@ -23,8 +23,8 @@ from airflow_batch_llm.service.targets import (
     publish,
     sha256_of,
 )
-from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.store.duties import Duty
+from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
 
 def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -> None:
     """Writes the target and its manifest, and ends the batch with them."""
-    if batch["status"] == BatchStatus.CANCELLING and context.batches.superseded(batch):
-        context.batches.finish(duty, BatchStatus.CANCELLED)
+    if batch["status"] == BatchStatus.CANCELLING and context.life.superseded(batch):
+        context.life.finish(duty, BatchStatus.CANCELLED)
         log.info("cancelled %s without a target: a newer batch has taken it over", duty.batch_id)
         return
     spec = DatasetSpec.model_validate(batch["dataset"])
@@ -55,7 +55,7 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         manifest = _manifest(context, batch, spec, target, file, assembler)
         _publish(batch, spec, new, target, file)
     _write_manifest(target, manifest)
-    context.batches.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"))
+    context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"))
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
 
 

@@ -23,7 +23,7 @@ from airflow_batch_llm.service.sources import LINE, ROWS, Fault, JsonlSource, So
 from airflow_batch_llm.service.spec import CheckedDataset
 from airflow_batch_llm.service.targets import check_carries
 from airflow_batch_llm.service.template import NotTextError
-from airflow_batch_llm.store.batches import Plan
+from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec
 from airflow_batch_llm.worker_wire import ResultLine, RowLine
 

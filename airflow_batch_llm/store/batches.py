@@ -10,11 +10,12 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Double, and_, case, func, insert, literal, or_, select, update
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
-from airflow_batch_llm.models import ENDED, BatchStatus, ChunkState, DutyKind
+from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
-from airflow_batch_llm.store.files import StoredFile, held_file, insert_file
-from airflow_batch_llm.store.tables import batches, chunks, parts
+from airflow_batch_llm.store.duties import add_duty
+from airflow_batch_llm.store.files import held_file
+from airflow_batch_llm.store.life import settle
+from airflow_batch_llm.store.tables import batches, parts
 from airflow_batch_llm.wire import window_seconds
 
 RATE_SECONDS: Final = 60.0
@@ -54,31 +55,6 @@ class NewBatch:
     series: str | None = None
     holder: str | None = None
     priority: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedChunk:
-    number: int
-    rows: int
-    tokens: int
-    storage_key: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A staged plan: real once :meth:`Batches.activate` has taken it."""
-
-    storage_key: str
-    rows_total: int
-    rows_done: int
-    """Rows that have their result already: those that cannot be asked, and those that an earlier generation did."""
-    rows_failed: int
-    """Rows that cannot be asked (malformed, not text …)."""
-    chunks: list[PlannedChunk]
-    model: str | None = None
-    """Of a request file, whose lines say it."""
 
 
 @dataclass(frozen=True)
@@ -172,132 +148,6 @@ class Batches:
             self._cancel(connection, batch_id)
             return self._row(connection, batch_id)
 
-    def for_duty(self, duty: Duty) -> Mapping[str, Any]:
-        """The batch that a duty is for."""
-        with self._database.reading() as connection:
-            return self._row(connection, duty.batch_id)
-
-    def generation_before(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The planned batch that this one goes on from: the generation before it, if that was of the same content."""
-        earlier = select(batches).where(
-            batches.c.team == batch["team"],
-            batches.c.key == batch["key"],
-            batches.c.generation < batch["generation"],
-        )
-        with self._database.reading() as connection:
-            row = connection.execute(earlier.order_by(batches.c.generation.desc()).limit(1)).first()
-        if row is None or row.content_sha256 != batch["content_sha256"] or row.plan_key is None:
-            return None
-        return row._asdict()
-
-    def superseded(self, batch: Mapping[str, Any]) -> bool:
-        """Whether a newer batch under the same key or in the same series has taken over this one's target."""
-        same = batches.c.key == batch["key"]
-        if batch["series"] is not None:
-            same = or_(same, batches.c.series == batch["series"])
-        newer = select(batches.c.id).where(
-            batches.c.team == batch["team"],
-            same,
-            batches.c.id != batch["id"],
-            or_(
-                batches.c.created_at > batch["created_at"],
-                and_(batches.c.key == batch["key"], batches.c.generation > batch["generation"]),
-            ),
-        )
-        with self._database.reading() as connection:
-            return connection.execute(newer.limit(1)).first() is not None
-
-    def activate(self, duty: Duty, plan: Plan) -> None:
-        """Makes a staged plan real: the batch's chunks can be claimed from here on."""
-        with self._database.writing() as connection:
-            batch = self._row(connection, duty.batch_id)
-            end_duty(connection, duty)
-            started = connection.execute(
-                update(batches)
-                .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
-                .values(
-                    status=BatchStatus.IN_PROGRESS,
-                    in_progress_at=self._database.now(),
-                    model=plan.model or batch["model"],
-                    plan_key=plan.storage_key,
-                    rows_total=plan.rows_total,
-                    rows_done=plan.rows_done,
-                    rows_failed=plan.rows_failed,
-                    chunks_total=len(plan.chunks),
-                    trouble=None,
-                )
-            )
-            if started.rowcount == 0:
-                raise DutyLostError(f"Batch {duty.batch_id} was {batch['status']} before its plan was ready.")
-            same = {name: batch[name] for name in ("team", "endpoint", "priority")}
-            same["model"] = plan.model or batch["model"]
-            if plan.chunks:
-                connection.execute(
-                    insert(chunks),
-                    [
-                        {"batch_id": duty.batch_id, "state": ChunkState.PENDING, **same, **vars(chunk)}
-                        for chunk in plan.chunks
-                    ],
-                )
-            connection.execute(
-                update(batches)
-                .where(batches.c.id == duty.batch_id, batches.c.expires_at <= self._database.now())
-                .values(**self._expiring())
-            )
-            settle(connection, self._database, duty.batch_id)
-
-    def fail(self, duty: Duty, errors: list[dict[str, Any]]) -> None:
-        """Ends a batch whose input cannot be run."""
-        with self._database.writing() as connection:
-            end_duty(connection, duty)
-            ended = connection.execute(
-                update(batches)
-                .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
-                .values(status=BatchStatus.FAILED, failed_at=self._database.now(), errors=errors, trouble=None)
-            )
-            if ended.rowcount == 0:
-                raise DutyLostError(f"Batch {duty.batch_id} had ended before its plan failed.")
-            add_duty(connection, duty.batch_id, DutyKind.NOTIFY)
-
-    def finish(
-        self,
-        duty: Duty,
-        status: BatchStatus,
-        *,
-        manifest: dict[str, Any] | None = None,
-        output: StoredFile | None = None,
-        error: StoredFile | None = None,
-        trouble: str | None = None,
-    ) -> None:
-        """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
-
-        A cancel that came while they were assembled makes the duty start again: see :class:`DutyLostError`.
-        """
-        before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
-        with self._database.writing() as connection:
-            team = self._row(connection, duty.batch_id)["team"]
-            end_duty(connection, duty)
-            for file in (output, error):
-                if file is not None:
-                    insert_file(connection, self._database, team, file)
-            ended = connection.execute(
-                update(batches)
-                .where(batches.c.id == duty.batch_id, batches.c.status == before)
-                .values(
-                    {
-                        "status": status,
-                        f"{status}_at": self._database.now(),
-                        "manifest": manifest,
-                        "output_file_id": output.id if output else None,
-                        "error_file_id": error.id if error else None,
-                        "trouble": trouble,
-                    }
-                )
-            )
-            if ended.rowcount == 0:
-                raise DutyLostError(f"Batch {duty.batch_id} was not {before} any more when its results stood.")
-            add_duty(connection, duty.batch_id, DutyKind.NOTIFY)
-
     def retry(self, team: str, batch_id: str) -> Mapping[str, Any]:
         """A new generation of a batch that ended with rows undone or failed; it asks for those alone.
 
@@ -328,31 +178,6 @@ class Batches:
         )
         with self._database.reading() as connection:
             return connection.scalar(query) or 0
-
-    def expire_due(self) -> None:
-        """Stops the batches whose time is up. One that is still planned stops right after that."""
-        due = (batches.c.status == BatchStatus.IN_PROGRESS, batches.c.expires_at <= self._database.now())
-        with self._database.reading() as connection:
-            found = connection.scalars(select(batches.c.id).where(*due)).all()
-        for batch_id in found:
-            with self._database.writing() as connection:
-                connection.execute(update(batches).where(batches.c.id == batch_id, *due).values(**self._expiring()))
-                settle(connection, self._database, batch_id)
-
-    def settle_ending(self) -> None:
-        """Lets cancelling and expiring batches end whose workers are gone without a word."""
-        ending = or_(
-            batches.c.status == BatchStatus.CANCELLING,
-            and_(batches.c.status == BatchStatus.FINALIZING, batches.c.expiring),
-        )
-        with self._database.reading() as connection:
-            waiting = connection.scalars(select(batches.c.id).where(ending)).all()
-        for batch_id in waiting:
-            with self._database.writing() as connection:
-                settle(connection, self._database, batch_id)
-
-    def _expiring(self) -> dict[str, Any]:
-        return {"status": BatchStatus.FINALIZING, "finalizing_at": self._database.now(), "expiring": True}
 
     def _last_generation(self, connection: Connection, team: str, key: str) -> Any:
         return connection.execute(
@@ -428,48 +253,6 @@ class Batches:
 
     def _row(self, connection: Connection, batch_id: str) -> Mapping[str, Any]:
         return connection.execute(select(batches).where(batches.c.id == batch_id)).one()._asdict()
-
-
-def settle(connection: Connection, database: Database, batch_id: str) -> None:
-    """Moves a batch on once its last chunk is done, or once nobody works on an ending one any more."""
-    batch = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).one()
-    if batch.status == BatchStatus.IN_PROGRESS and batch.chunks_done == batch.chunks_total:
-        connection.execute(
-            update(batches)
-            .where(batches.c.id == batch_id)
-            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now())
-        )
-        add_duty(connection, batch_id, DutyKind.ASSEMBLE)
-    elif batch.status == BatchStatus.CANCELLING and batch.plan_key is None:
-        connection.execute(
-            update(batches)
-            .where(batches.c.id == batch.id)
-            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
-        )
-        drop_duty(connection, batch.id, DutyKind.PLAN)
-        add_duty(connection, batch_id, DutyKind.NOTIFY)
-    elif batch.status == BatchStatus.CANCELLING or (batch.status == BatchStatus.FINALIZING and batch.expiring):
-        _settle_ending(connection, database, batch)
-
-
-def _settle_ending(connection: Connection, database: Database, batch: Any) -> None:
-    """Hands an ending batch to the assembler once no worker holds a chunk of it."""
-    at_work = select(func.count()).where(
-        chunks.c.batch_id == batch.id, chunks.c.state == ChunkState.LEASED, chunks.c.lease_until > database.now()
-    )
-    if has_duty(connection, batch.id, DutyKind.ASSEMBLE) or connection.scalar(at_work):
-        return
-    connection.execute(
-        update(chunks)
-        .where(chunks.c.batch_id == batch.id, chunks.c.state != ChunkState.DONE)
-        .values(state=ChunkState.DROPPED)
-    )
-    connection.execute(
-        update(batches)
-        .where(batches.c.id == batch.id, batches.c.finalizing_at.is_(None))
-        .values(finalizing_at=database.now())
-    )
-    add_duty(connection, batch.id, DutyKind.ASSEMBLE)
 
 
 def _check_retry(batch: Any, last: Any) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, and_, case, func, insert, or_, select, tuple_
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
-from airflow_batch_llm.store.batches import settle
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
 

@@ -147,7 +147,7 @@ def test_a_batch_whose_time_is_up_delivers_what_was_done_and_says_what_was_not(
     lines.sort(key=lambda row: row.row)
     worker.link.extend(claim, [worker.store(claim, 0, lines[:6])])
     _time_is_up(service, batch.id)
-    service.state.batches.expire_due()
+    service.state.life.expire_due()
     assert client.batches.retrieve(batch.id).status == "finalizing"
     assert worker.link.extend(claim, [worker.store(claim, 1, lines[6:7])]).stop
     worker.link.release(claim, [], outcome="stopped")
@@ -179,13 +179,13 @@ def test_the_worker_of_an_expired_batch_that_died_holds_it_up_no_longer_than_its
     service.plan()
     AnsweringWorker(service).claim()
     _time_is_up(service, batch.id)
-    service.state.batches.expire_due()
+    service.state.life.expire_due()
     assert not service.assemble()
     from sqlalchemy import text
 
     with service.state.database.writing() as connection:
         connection.execute(text("UPDATE chunks SET lease_until = 1"))
-    service.state.batches.settle_ending()
+    service.state.life.settle_ending()
     assert service.assemble()
     assert client.batches.retrieve(batch.id).status == "expired"
 

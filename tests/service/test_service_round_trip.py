@@ -137,7 +137,7 @@ def test_a_planner_that_dies_leaves_nothing_and_the_next_one_plans_once(service:
     first = service.state.duties.claim(DutyKind.PLAN, holder="dead", lease_seconds=60)
     assert first is not None
     dead = runner(DutyKind.PLAN, service.settings)
-    table_duties.plan_table(dead.context, service.state.batches.for_duty(first), f"batches/{batch.id}/plan-1")
+    table_duties.plan_table(dead.context, service.state.life.for_duty(first), f"batches/{batch.id}/plan-1")
     assert service.client.get(batch.id).status == "validating"
     service.state.duties.free_those_of("dead")
     rows = answer_all(service, batch)

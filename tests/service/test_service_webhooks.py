@@ -95,7 +95,7 @@ def failed(store: Store) -> str:
     batch_id = store.submit()
     duty = store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=10)
     assert duty is not None
-    store.batches.fail(duty, [{"code": "x", "message": "y"}])
+    store.life.fail(duty, [{"code": "x", "message": "y"}])
     return batch_id
 
 
@@ -114,7 +114,7 @@ def finished(store: Store, status: BatchStatus, trouble: str | None = None) -> s
     while duty is not None and duty.batch_id != batch_id:
         duty = store.duties.claim(DutyKind.ASSEMBLE, holder="h", lease_seconds=10)
     assert duty is not None
-    store.batches.finish(duty, status, trouble=trouble)
+    store.life.finish(duty, status, trouble=trouble)
     return batch_id
 
 

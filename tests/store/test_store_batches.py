@@ -6,8 +6,8 @@ import pytest
 
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import BatchStatus, DutyKind
-from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.store.duties import DutyLostError
+from airflow_batch_llm.store.life import Plan
 from tests.store.test_store_chunks import LEASE, TEAM, Store, part, store
 
 __all__ = ["store"]
@@ -16,7 +16,7 @@ __all__ = ["store"]
 def _fail(store: Store) -> None:
     duty = store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=LEASE)
     assert duty is not None
-    store.batches.fail(duty, [{"code": "x", "message": "y"}])
+    store.life.fail(duty, [{"code": "x", "message": "y"}])
 
 
 def test_submitting_twice_with_one_key_gives_one_living_batch(store: Store) -> None:
@@ -56,7 +56,7 @@ def test_a_new_batch_of_a_series_cancels_the_living_one(store: Store) -> None:
     store.now += 1
     newer = store.submit(key="k/2", series="s")
     assert (store.status(older), store.status(newer)) == ("cancelled", "validating")
-    assert [store.batches.superseded(store.batches.get(TEAM, batch)) for batch in (older, newer)] == [True, False]
+    assert [store.life.superseded(store.batches.get(TEAM, batch)) for batch in (older, newer)] == [True, False]
 
 
 def test_a_plan_that_comes_after_the_cancel_changes_nothing(store: Store) -> None:
@@ -66,7 +66,7 @@ def test_a_plan_that_comes_after_the_cancel_changes_nothing(store: Store) -> Non
     store.batches.cancel(TEAM, batch_id)
     plan = Plan(storage_key="p", rows_total=1, rows_done=0, rows_failed=0, chunks=[])
     with pytest.raises(DutyLostError):
-        store.batches.activate(duty, plan)
+        store.life.activate(duty, plan)
     assert store.status(batch_id) == "cancelled"
 
 
@@ -82,7 +82,7 @@ def test_a_duty_is_done_by_one_at_a_time_and_taken_over_from_the_dead(store: Sto
     with pytest.raises(DutyLostError):
         store.duties.extend(first, lease_seconds=LEASE)
     with pytest.raises(DutyLostError):
-        store.batches.fail(first, [])
+        store.life.fail(first, [])
 
 
 def test_a_duty_that_met_trouble_says_so_and_waits(store: Store) -> None:
@@ -112,8 +112,8 @@ def test_a_cancel_that_comes_while_results_are_assembled_is_not_lost(store: Stor
     assert duty is not None
     store.batches.cancel(TEAM, batch_id)
     with pytest.raises(DutyLostError):
-        store.batches.finish(duty, BatchStatus.COMPLETED)
-    store.batches.finish(duty, BatchStatus.CANCELLED)
+        store.life.finish(duty, BatchStatus.COMPLETED)
+    store.life.finish(duty, BatchStatus.CANCELLED)
     assert store.status(batch_id) == "cancelled"
 
 

@@ -16,10 +16,11 @@ from sqlalchemy import select
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import DutyKind
-from airflow_batch_llm.store.batches import Batches, NewBatch, Plan, PlannedChunk
+from airflow_batch_llm.store.batches import Batches, NewBatch
 from airflow_batch_llm.store.chunks import ChunkLease, Chunks, StoredPart
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
+from airflow_batch_llm.store.life import BatchLife, Plan, PlannedChunk
 from airflow_batch_llm.store.tables import attempts, metadata
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import PartRecord, Registration, ServedModel
@@ -40,6 +41,7 @@ class Store:
     def __post_init__(self) -> None:
         self.database = Database(self.url, clock=lambda: self.now)
         self.batches = Batches(self.database)
+        self.life = BatchLife(self.database)
         self.chunks = Chunks(self.database)
         self.duties = Duties(self.database)
         self.workers = Workers(self.database)
@@ -62,7 +64,7 @@ class Store:
             for number in range(chunks)
         ]
         plan = Plan(storage_key="p", rows_total=chunks * rows, rows_done=0, rows_failed=0, chunks=planned)
-        self.batches.activate(duty, plan)
+        self.life.activate(duty, plan)
         return batch_id
 
     def claim(self, worker_id: str) -> ChunkLease | None:
@@ -240,7 +242,7 @@ def test_a_cancelled_batch_does_not_wait_for_a_dead_worker(store: Store) -> None
     assert lease is not None
     store.batches.cancel(TEAM, batch_id)
     store.now += LEASE + 1
-    store.batches.settle_ending()
+    store.life.settle_ending()
     assert store.duties.claim(DutyKind.ASSEMBLE, holder="h", lease_seconds=LEASE) is not None
     with pytest.raises(LeaseLostError):
         store.chunks.commit(lease, [part(rows=4)])

@@ -10,11 +10,11 @@ from sqlalchemy import update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError, NotFoundError
 from airflow_batch_llm.models import DutyKind
-from airflow_batch_llm.store.batches import Plan
 from airflow_batch_llm.store.chunks import ChunkLease, Chunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import DutyLostError
 from airflow_batch_llm.store.files import Files, StoredFile
+from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.store.tables import tokens
 from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import ALIVE_SECONDS
@@ -139,7 +139,7 @@ def test_a_batch_whose_rows_all_have_their_result_goes_straight_to_its_end(store
     batch_id = store.submit()
     duty = store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=LEASE)
     assert duty is not None
-    store.batches.activate(duty, Plan(storage_key="p", rows_total=3, rows_done=3, rows_failed=3, chunks=[]))
+    store.life.activate(duty, Plan(storage_key="p", rows_total=3, rows_done=3, rows_failed=3, chunks=[]))
     assert store.status(batch_id) == "finalizing"
     assert store.duties.claim(DutyKind.ASSEMBLE, holder="h", lease_seconds=LEASE) is not None
 
@@ -153,10 +153,10 @@ def test_a_plan_becomes_real_once(store: Store) -> None:
     assert current is not None
     plan = Plan(storage_key="p", rows_total=1, rows_done=0, rows_failed=0, chunks=[])
     with pytest.raises(DutyLostError):
-        store.batches.activate(stale, plan)
-    store.batches.activate(current, plan)
+        store.life.activate(stale, plan)
+    store.life.activate(current, plan)
     with pytest.raises(DutyLostError):
-        store.batches.activate(current, plan)
+        store.life.activate(current, plan)
 
 
 def test_a_cancelled_batch_leaves_no_plan_to_be_made(store: Store) -> None:
@@ -175,7 +175,7 @@ def test_after_a_cancel_a_key_opens_a_new_generation_even_while_workers_are_at_t
     assert cancelled["status"] == ("cancelling" if planned else "cancelled")
     second = store.batches.get(TEAM, store.submit(key="k"))
     assert second["generation"] == 2
-    before = store.batches.generation_before(second)
+    before = store.life.generation_before(second)
     assert (before and before["id"]) == (first if planned else None)
     if lease is not None:
         store.chunks.commit(lease, [part(rows=4)])
