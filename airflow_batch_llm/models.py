@@ -47,9 +47,11 @@ class DutyKind(StrEnum):
 
 
 class FilePurpose(StrEnum):
-    """What a stored file is for. The first two are OpenAI's."""
+    """What a stored file is for. ``dataset`` is ours, the others are OpenAI's."""
 
     BATCH = "batch"
+    DATASET = "dataset"
+    """A table, or a piece of one, for a dataset's source."""
     BATCH_OUTPUT = "batch_output"
 
 

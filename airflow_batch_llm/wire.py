@@ -15,7 +15,10 @@ Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
 
 Constant = str | int | float | bool
-
+Place = Annotated[str, StringConstraints(min_length=1)]
+TableFormat = Literal["parquet", "jsonl", "csv"]
+Compression = Literal["none", "gzip", "zstd"]
+Reuse = Literal["auto", "never"]
 
 LEAST_EXPIRY_SECONDS: Final = 3_600
 MOST_EXPIRY_SECONDS: Final = 30 * 86_400
@@ -47,20 +50,31 @@ class Message(Strict):
 class DatasetSpec(Strict):
     """A table to be worked through: which rows, as what messages, with which result where."""
 
-    source: Annotated[str, StringConstraints(min_length=1)]
-    """A local path (or ``file://`` URI) below one of the service's data roots, ending in .parquet, .jsonl or .csv.
-    A relative path starts at the first data root."""
-    target: Annotated[str, StringConstraints(min_length=1)]
-    """Where the result goes; same rules. The ending decides the format."""
-    messages: Annotated[list[Message], Field(min_length=1)]
-    """Templates: ``{name}`` becomes that column's (or constant's) value, ``{{name}}`` writes ``{name}``,
-    a brace around anything else stays as it is."""
+    source: Place | Annotated[list[Place], Field(min_length=1)]
+    """Where the rows are: a file, a folder (all tables below it), a pattern (``*``, ``**``, ``?``), or several of them;
+    or ids of files that were uploaded with purpose ``dataset``. A place is a local path or ``file://`` URI below one of
+    the service's data roots, or an ``s3://`` URI below one of its allowed prefixes; a relative path starts at the first
+    data root. A table ends in .parquet, .jsonl or .csv, the latter two also compressed (.gz, .zst)."""
+    target: Place
+    """Where the result goes: a file; or a folder (which ends in ``/``), which gets a file for every source file."""
+    format: TableFormat | None = None
+    """Of the target. A file's ending says it as well; a folder is Parquet unless this says otherwise."""
+    compression: Compression | None = None
+    """Of the target. A file's ending says it too (``.csv.gz``). Parquet has zstd inside unless this says otherwise,
+    the others are plain."""
+    messages: list[Message] = []
+    """For chat completions. Templates: ``{name}`` becomes that column's (or constant's) value, ``{{name}}`` writes
+    ``{name}``, a brace around anything else stays as it is."""
+    input: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """For embeddings, instead of ``messages``: a template for the text to embed."""
     constants: dict[str, Constant] = {}
     """Values for placeholders that are the same in every row."""
     passthrough: list[str] | None = None
     """The source columns that the target repeats, in the source's order; all of them unless given."""
     choices: Annotated[list[str], Field(min_length=2)] | None = None
     """The only answers allowed. The engine is held to them by constrained decoding."""
+    output_schema: dict[str, Any] | None = None
+    """A JSON Schema of an object that every answer is to be. Its properties become typed columns of the target."""
     parameters: dict[str, Any] = {}
     """Sampling parameters of the engine's chat completions (``max_tokens``, ``top_p``, ``seed`` …).
     ``temperature`` is 0 unless given."""
@@ -105,6 +119,12 @@ class BatchCreate(Strict):
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Higher goes first."""
+    reuse: Reuse = "auto"
+    """Whether a table's row may get the answer of an equal row, of this batch or an earlier one, where the answer is
+    determined. ``never`` asks for every row."""
+    dry_run: bool = False
+    """Of a table: only plan it and say what it would cost (``estimate``). Nothing is run but a sample that is
+    tokenized, and no target is written."""
     deadline: Annotated[int, Field(ge=0, lt=2**40)] | None = None
     """A time by which the batch must be done; the earlier of this and ``completion_window`` counts."""
 
@@ -167,6 +187,10 @@ class Progress(BaseModel):
     rows_done: int = 0
     """Rows with a committed result, failed ones included."""
     rows_failed: int = 0
+    rows_duplicate: int = 0
+    """Rows of a table that get the answer of an equal row of this batch."""
+    rows_reused: int = 0
+    """Rows of a table that got the answer of an equal row of an earlier batch."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tokens_per_second: float | None = None
@@ -178,6 +202,29 @@ class Progress(BaseModel):
     gpu_seconds: float = 0.0
     waiting_for: str | None = None
     """One sentence where nothing moves (no worker serves the model, the target cannot be written …)."""
+
+
+class Estimate(BaseModel):
+    """What a table would take, from a plan of all its rows and a tokenized sample of them."""
+
+    rows: int
+    rows_faulty: int
+    """Rows that cannot be asked."""
+    rows_duplicate: int
+    rows_reused: int
+    rows_asked: int
+    """Rows that the engine would be asked."""
+    prompt_tokens: int
+    """Of the rows to ask."""
+    tokens_from: Literal["tokenized sample", "characters"]
+    """Whether an engine counted the tokens of a sample, or there is none and four characters are taken for one."""
+    sample_rows: int = 0
+    completion_tokens: int
+    """Of the rows to ask: as many a row as answers under the same spec have taken, or else the limit that is set."""
+    gpu_seconds: float | None = None
+    """At the rate at which the model's workers have worked so far; null where they have not."""
+    cost: float | None = None
+    """The GPU time at the price that the service is told (``--gpu-hour-price``); null where it is not."""
 
 
 class Batch(BaseModel):
@@ -216,6 +263,10 @@ class Batch(BaseModel):
     holder: str | None = None
     team: str | None = None
     priority: int = 0
+    reuse: Reuse = "auto"
+    dry_run: bool = False
+    estimate: Estimate | None = None
+    """Of a dry run that completed."""
     deadline: int | None = None
     progress: Progress = Progress()
     manifest: Manifest | None = None
@@ -255,12 +306,16 @@ class Manifest(BaseModel):
     status: BatchStatus
     model: str
     engine_identity: str | None = None
-    source: str
+    source: str | list[str]
     format: str
+    partitioned_by: list[str] = []
+    """The names of Hive-style folders (``name=value``) that the files lie in."""
     files: list[TargetFile]
     rows: int
     counts: dict[str, int]
     """Rows by ``llm_status``; the values add up to ``rows``."""
+    rows_duplicate: int = 0
+    rows_reused: int = 0
     prompt_tokens: int
     completion_tokens: int
     gpu_seconds: float

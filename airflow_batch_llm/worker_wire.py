@@ -74,7 +74,9 @@ class Claim(_Body):
     parameters: dict[str, Any]
     """The fields that all requests of the chunk share."""
     choices: list[str] | None = None
-    """The only answers that count as valid."""
+    """The only answers that count as valid. Each comes with its confidence."""
+    output_schema: dict[str, Any] | None = None
+    """The JSON Schema that an answer must be an instance of to count as valid."""
     whole: bool = False
     """Whether results carry the engine's whole answer, as request files need, and not its text alone."""
     lease_seconds: float
@@ -138,6 +140,12 @@ class ResultLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True)
     row: int
     status: Literal["success", "error", "invalid_output"]
     output: str | None = None
+    outputs: list[str] | None = None
+    """Instead of ``output``, the texts of all samples where more than one was asked for."""
+    confidence: float | None = None
+    """How probable the engine held this choice to be among all choices, from 0 to 1."""
+    embedding: str | None = None
+    """Instead of ``output``, a vector: its 32-bit floats, little-endian, as base64."""
     code: str | None = None
     error: str | None = None
     finish_reason: str | None = None
