@@ -17,7 +17,11 @@ from airflow_batch_llm.storage.tree import Entry
 
 
 class LocalTree:
-    """Files by absolute path. Links are followed, but where ``roots`` are given never out of them."""
+    """Files by absolute path. Links are followed, but where ``roots`` are given never out of them.
+
+    A file that is replaced by one of the same size within a tick of the file system's clock (some milliseconds) looks
+    unchanged.
+    """
 
     def __init__(self, roots: Iterable[Path] = ()) -> None:
         self._roots = tuple(root.resolve() for root in roots)

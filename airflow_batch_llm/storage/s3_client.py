@@ -57,7 +57,7 @@ def _made() -> Any:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=64,
-        connect_timeout=10,
+        connect_timeout=5,
         read_timeout=60,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

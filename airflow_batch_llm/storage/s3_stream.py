@@ -85,8 +85,9 @@ class S3Stream(io.BufferedIOBase):
             start, stop = 0, self._size
         content, _, _ = read_range(self._bucket, self._key, start, stop, etag=self._etag)
         begin = self._at - start
-        self._block, self._block_at = (content, start) if begin + count < len(content) else (b"", stop)
         self._at += count
+        is_used_up = self._at == stop and self._size > WHOLE
+        self._block, self._block_at = (b"", stop) if is_used_up else (content, start)
         return content[begin : begin + count]
 
 
