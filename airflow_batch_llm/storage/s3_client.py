@@ -108,7 +108,7 @@ def _plain(error: ClientError, bucket: str, place: str, needs: str) -> OSError:
         return FileNotFoundError(f"There is no bucket {bucket}, so {place} cannot be there.")
     if code in _MISSING:
         return FileNotFoundError(f"There is no object {place}.")
-    if status == 412:
+    if status in (412, 416):
         return ChangedError(f"{place} is not the object any more that was looked at: it was replaced in between.")
     if status in (401, 403) or code in _CREDENTIALS:
         return PermissionError(

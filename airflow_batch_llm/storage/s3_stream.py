@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from airflow_batch_llm.storage.base import StorageTroubleError
+from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 from airflow_batch_llm.storage.s3_client import ATTEMPTS, client, status_of, translated
 
 MIB: Final = 1024 * 1024
@@ -83,12 +83,18 @@ class S3Stream(io.BufferedIOBase):
         stop = min(start + max(count, self._ahead), self._size)
         if self._size <= WHOLE:
             start, stop = 0, self._size
-        content, _, _ = read_range(self._bucket, self._key, start, stop, etag=self._etag)
+        content, etag, size = read_range(self._bucket, self._key, start, stop, etag=self._etag)
+        if (etag, size) != (self._etag, self._size):  # a server that takes no notice of If-Match
+            raise ChangedError(f"s3://{self._bucket}/{self._key} was replaced while it was read.")
         begin = self._at - start
         self._at += count
         is_used_up = self._at == stop and self._size > WHOLE
         self._block, self._block_at = (b"", stop) if is_used_up else (content, start)
         return content[begin : begin + count]
+
+
+class _BrokenOffError(StorageTroubleError):
+    """An answer that had begun did not come to its end."""
 
 
 def open_object(bucket: str, key: str) -> S3Stream:
@@ -110,10 +116,10 @@ def read_range(bucket: str, key: str, start: int, stop: int, *, etag: str | None
             try:
                 return _one_answer(wanted, start)
             except ClientError as error:
-                if status_of(error) != 416 or start:
+                if status_of(error) != 416 or etag is not None:
                     raise
                 return b"", "", 0  # S3 has no first byte to give of an empty object
-            except BotoCoreError:
+            except _BrokenOffError:
                 if attempt == ATTEMPTS:
                     raise
     raise AssertionError("unreachable")
@@ -127,5 +133,9 @@ def _one_answer(wanted: dict[str, Any], start: int) -> tuple[bytes, str, int]:
             raise StorageTroubleError(
                 f"The server gave s3://{wanted['Bucket']}/{wanted['Key']} without the range that was asked for."
             )
-        content: bytes = body.read()
+        try:
+            content: bytes = body.read()
+        except BotoCoreError as error:
+            place = f"s3://{wanted['Bucket']}/{wanted['Key']}"
+            raise _BrokenOffError(f"The answer with {place} broke off: {error}. Another try may go better.") from error
     return content, answer["ETag"].strip('"'), int(span[3])

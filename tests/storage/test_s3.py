@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import botocore.endpoint
 import pyarrow as pa
@@ -46,11 +47,11 @@ def publish(s3: Bucket, path: Path, content: bytes, *, replace: bool = False) ->
 
 
 def test_keys_are_listed_and_deleted_a_page_at_a_time(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_keys, "PAGE", 100)
-    s3.put_many(f"a/{number:03}" for number in range(1_000))
+    monkeypatch.setattr(s3_keys, "PAGE", 40)
+    s3.put_many(f"a/{number:03}" for number in range(400))
     s3.put_many(["ab"])
     storage = S3Storage(s3.name)
-    assert list(storage.list("a")) == [f"a/{number:03}" for number in range(1_000)]
+    assert list(storage.list("a")) == [f"a/{number:03}" for number in range(400)]
     assert len(s3.server.requests) == 10
     storage.delete_prefix("a")
     assert list(storage.list("")) == ["ab"]
@@ -119,7 +120,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(s3: Bucket) ->
     with storage.open("a") as stream:
         stream.read(10)
         storage.put("a", b"b" * 3 * MIB)
-        with pytest.raises(ChangedError, match="replaced"):
+        with pytest.raises(ChangedError, match="replaced in between"):
             stream.read()
 
 
@@ -151,6 +152,29 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3: Bucket) -> None:
     with s3.server.answering(cut), storage.open("a") as stream:
         assert stream.read() == b"a" * 3 * MIB
     assert len(gets(s3)) == 4
+
+
+def test_a_request_without_an_answer_is_tried_five_times_and_not_five_times_five(s3: Bucket, impatient: None) -> None:
+    with (
+        s3.server.failing("500 Internal Server Error", "InternalError"),
+        pytest.raises(StorageTroubleError),
+        S3Storage(s3.name).open("a"),
+    ):
+        pass
+    assert len(s3.server.requests) == 5
+
+
+def test_a_server_that_ignores_the_version_does_not_mix_two(s3: Bucket, impatient: None) -> None:
+    def ignore(params: dict[str, Any], **_: object) -> None:
+        params["headers"].pop("If-Match", None)
+
+    storage = S3Storage(s3.name)
+    storage.put("a", b"a" * 3 * MIB)
+    client().meta.events.register("before-call.s3.GetObject", ignore)
+    with storage.open("a") as stream:
+        storage.put("a", b"b" * 3 * MIB)
+        with pytest.raises(ChangedError, match="replaced while"):
+            stream.read()
 
 
 def test_an_answer_that_always_breaks_off_is_trouble(s3: Bucket) -> None:
@@ -359,7 +383,7 @@ def test_threads_share_one_client(s3: Bucket) -> None:
 
 
 MEMORY = """
-import re, sys, time
+import re, sys
 from pathlib import Path
 from airflow_batch_llm.storage.s3 import S3Storage
 
@@ -371,21 +395,16 @@ storage.put("small", bytes(1024))
 with storage.open("small") as stream:
     stream.read()
 before = peak()
-print(time.perf_counter(), file=sys.stderr)
 storage.put_file("large", Path(sys.argv[2]))
 put = peak()
-print(time.perf_counter(), file=sys.stderr)
-read = 0
 with storage.open("large") as stream:
-    while some := stream.read(1024 * 1024):
-        read += len(some)
-assert read == 200 * 1024 * 1024, read
-print(time.perf_counter(), file=sys.stderr)
+    while stream.tell() < 100 * 1024 * 1024:  # the server of the tests reads all of it for each range
+        assert stream.read(1024 * 1024)
 print(put - before, peak() - before)
 """
 
 
-def test_two_hundred_megabytes_go_up_and_come_back_in_little_memory(s3: Bucket, tmp_path: Path) -> None:
+def test_a_large_file_goes_up_and_comes_back_in_little_memory(s3: Bucket, tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(200 * MIB)
@@ -394,6 +413,5 @@ def test_two_hundred_megabytes_go_up_and_come_back_in_little_memory(s3: Bucket, 
     )
     assert done.returncode == 0, done.stderr
     put, both = map(int, done.stdout.split())
-    print(done.stdout, done.stderr)
-    assert put < 100, f"{put} MiB for putting"
-    assert both < 120, f"{both} MiB for putting and reading"
+    assert put < 90, f"{put} MiB to put 200 MiB"
+    assert both < 95, f"{both} MiB to put 200 MiB and to read 100 of them"

@@ -115,7 +115,7 @@ def test_a_stream_reads_seeks_and_tells_as_a_file_does(storage: Storage, tmp_pat
     with storage.open("a") as stream:
         assert stream.readable()
         assert stream.seekable()
-        for _ in range(300):
+        for _ in range(150):
             whence = chance.choice([io.SEEK_SET, io.SEEK_CUR, io.SEEK_END])
             offset = chance.choice([0, 1, 100, 70_000, 3_000_000, 6_000_000]) * (-1 if whence == io.SEEK_END else 1)
             if whence != io.SEEK_END or -offset <= len(content):

@@ -82,13 +82,14 @@ def test_odd_names_come_back_to_the_letter(place: Place, name: str) -> None:
     assert place.tree.stat(uri) is None
 
 
+@pytest.mark.parametrize("new_size", [0, 10, 3_000_000])
 @pytest.mark.parametrize("size", [10, 3_000_000])
-def test_a_file_that_changed_since_it_was_looked_at_is_not_read(place: Place, size: int) -> None:
+def test_a_file_that_changed_since_it_was_looked_at_is_not_read(place: Place, size: int, new_size: int) -> None:
     uri = place.write("a", b"a" * size)
     entry = place.tree.stat(uri)
     assert entry is not None
     while place.tree.stat(uri) == entry:  # a file system's clock may not have ticked yet
-        place.write("a", b"b" * size)
+        place.write("a", b"b" * new_size)
     with pytest.raises(ChangedError), place.tree.open(entry) as stream:
         stream.read()
 
