@@ -86,6 +86,8 @@ CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
+TOKENIZE: Final = "/tokenize"
+"""vLLM's: how many tokens a request has. Asked for estimates alone."""
 ENDPOINTS: Final = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES)
 """What a request file may be for."""
 TABLE_ENDPOINTS: Final = (CHAT_COMPLETIONS, EMBEDDINGS)

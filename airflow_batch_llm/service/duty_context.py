@@ -21,6 +21,7 @@ from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.pace import PaceOfBatches
 from airflow_batch_llm.store.team_secrets import TeamSecrets
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import ResultLine
@@ -38,6 +39,7 @@ class DutyContext:
     workers: Workers
     team_secrets: TeamSecrets
     index_files: IndexFiles
+    pace: PaceOfBatches
     storage: Storage
     places: Places
 
@@ -53,6 +55,7 @@ class DutyContext:
             workers=Workers(database),
             team_secrets=TeamSecrets(database),
             index_files=IndexFiles(database),
+            pace=PaceOfBatches(database),
             storage=open_storage(settings),
             places=places_of(settings),
         )

@@ -157,14 +157,16 @@ def request_parameters(spec: DatasetSpec, endpoint: str) -> dict[str, Any]:
     return parameters
 
 
-def content_sha256(spec: DatasetSpec, model: str, endpoint: str, files: Sequence[SourceFile]) -> str:
+def content_sha256(
+    spec: DatasetSpec, model: str, endpoint: str, files: Sequence[SourceFile], *, dry_run: bool = False
+) -> str:
     """A hash over all that decides a batch's results: the spec, and each source file's place, size and version.
 
     Of an uploaded file it is the content that counts, not its id.
     """
     digest = hashlib.sha256()
     shown = spec.model_dump(mode="json", exclude={"overwrite", "source"})
-    digest.update(json.dumps([shown, model, endpoint], sort_keys=True).encode())
+    digest.update(json.dumps([shown, model, endpoint, dry_run], sort_keys=True).encode())
     for file in files:
         place = "uploaded" if file.is_uploaded else file.uri
         digest.update(json.dumps([place, file.entry.size, file.entry.version]).encode())

@@ -71,9 +71,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
     owners = {name for name in (create.key, create.series) if name is not None}
     finder = state.finder(team)
     checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=not create.dry_run)
-    content = content_sha256(create.dataset, create.model, endpoint, checked.files)
     return NewBatch(
-        content_sha256=hashlib.sha256(f"dry run {content}".encode()).hexdigest() if create.dry_run else content,
+        content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.files, dry_run=create.dry_run),
         dataset=create.dataset.model_dump(mode="json"),
         endpoint=endpoint,
         model=create.model,

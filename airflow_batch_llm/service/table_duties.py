@@ -7,14 +7,19 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.models import BatchStatus, RowStatus
+from airflow_batch_llm.models import TOKENIZE, BatchStatus, RowStatus
 from airflow_batch_llm.service.asked_rows import RowKeys, determined
 from airflow_batch_llm.service.duty_context import DutyContext, ends_as, undone
+from airflow_batch_llm.service.estimating import ESTIMATE_FILE, Counted, Pace, estimate, same_question
+from airflow_batch_llm.service.parts import stored_results
 from airflow_batch_llm.service.publishing import Publisher
 from airflow_batch_llm.service.spec import (
     CheckedDataset,
@@ -46,7 +51,11 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
         batch["endpoint"],
         keys=_keys(context, batch, spec, identity),
         index=context.index(batch["team"]),
-        done_before=context.done_before(batch),
+        dry=batch["dry_run"],
+        tokenizes=any(
+            batch["model"] == served.model and TOKENIZE in served.endpoints for served in context.workers.served()
+        ),
+        done_before=() if batch["dry_run"] else context.done_before(batch),
     )
     plan = planner.plan(engine_identity=identity)
     _check_unchanged(spec, dataset, context, batch)
@@ -60,6 +69,9 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         log.info("cancelled %s without a target: a newer batch has taken it over", duty.batch_id)
         return
     spec = DatasetSpec.model_validate(batch["dataset"])
+    if batch["dry_run"]:
+        _finish_dry_run(context, duty, batch, spec)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         assembler = Assembler(
@@ -79,7 +91,36 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
     failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
     context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_failed=failed)
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
-    context.index(batch["team"]).tidy()
+    _tidy_index(context, batch["team"])
+
+
+def _finish_dry_run(context: DutyContext, duty: Duty, batch: Mapping[str, Any], spec: DatasetSpec) -> None:
+    """Ends a dry run with its estimate, or without one if it ended before its sample was tokenized."""
+    with context.storage.open(f"{batch['plan_key']}/{ESTIMATE_FILE}") as stream:
+        counted = msgspec.json.decode(stream.read(), type=Counted)
+    lines = [line for part in stored_results(context.storage, batch["plan_key"], context.parts(batch)) for line in part]
+    found = estimate(
+        counted,
+        lines,
+        answers=context.pace.answer_tokens(batch["team"], batch["model"], partial(same_question, other=spec)),
+        pace=_pace(context, batch),
+        price=context.settings.gpu_hour_price,
+    )
+    status = ends_as(batch)
+    context.life.finish(duty, status, estimate=found.model_dump() if status == BatchStatus.COMPLETED else None)
+
+
+def _pace(context: DutyContext, batch: Mapping[str, Any]) -> Pace | None:
+    tokens, seconds = context.pace.of_model(batch["model"], batch["endpoint"])
+    return Pace(tokens, seconds) if tokens and seconds else None
+
+
+def _tidy_index(context: DutyContext, team: str) -> None:
+    """Keeps the index small. The batch has ended: whatever goes wrong here is tried again after the next one."""
+    try:
+        context.index(team).tidy()
+    except Exception:
+        log.exception("could not tidy the index of team %s", team)
 
 
 def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, identity: str | None) -> RowKeys | None:
@@ -131,7 +172,8 @@ def _check_unchanged(
 ) -> None:
     """What was read must be what was submitted: a source that changed meanwhile is a plan of nobody's table."""
     files = context.finder().find(spec.source)
-    if content_sha256(spec, batch["model"], batch["endpoint"], files) != batch["content_sha256"]:
+    found = content_sha256(spec, batch["model"], batch["endpoint"], files, dry_run=batch["dry_run"])
+    if found != batch["content_sha256"]:
         raise InvalidRequestError(
             f"Source {dataset.shown_source} has changed since the batch was submitted. Nothing was run. "
             "Submit it again.",

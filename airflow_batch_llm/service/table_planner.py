@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.models import EMBEDDINGS, TOKENIZE
 from airflow_batch_llm.service.asked_rows import AskedRows, RowKeys, body_shape
 from airflow_batch_llm.service.chunk_cutter import ChunkCutter
+from airflow_batch_llm.service.estimating import ESTIMATE_FILE, Counted, Sample
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
 from airflow_batch_llm.service.result_index import KNOWN_COLUMNS, ResultIndex
 from airflow_batch_llm.service.sources import LINE, JsonlSource, Source, SourceRows, open_source
@@ -72,6 +73,10 @@ class Planner:
     """How rows get their keys; None where equal rows may get unequal answers, so that every one is asked."""
     index: ResultIndex | None = None
     """Where known answers are looked up; used only together with ``keys``."""
+    dry: bool = False
+    """Whether nothing but a sample is staged, for an estimate."""
+    tokenizes: bool = False
+    """Whether a worker is there that tokenizes it."""
     done_before: Iterable[ResultLine] = ()
     """Results of the generation before this batch, which keeps those that are answers."""
     rows: int = 0
@@ -92,6 +97,8 @@ class Planner:
             with closing(AskedRows(folder, body_shape(roles), self.keys)) as asked:
                 self._stage_files(folder, asked)
                 self._take_known(folder, asked)
+                if self.dry:
+                    return self._sampled(asked)
                 self._cut(folder, asked)
         self.stage.finish()
         return Plan(
@@ -115,7 +122,7 @@ class Planner:
                 schemas = self._schemas(source)
             path = folder / ROWS_FILE
             count = 0
-            with closing(_Staging(path)) as staging:
+            with closing(_Staging(None if self.dry else path)) as staging:
                 for rows in source.batches(
                     used=self.dataset.used, kept=kept, reserved=self.dataset.output.schema.names
                 ):
@@ -125,13 +132,17 @@ class Planner:
                     self._ask(rows, texts, asked)
                     self.rows += len(rows)
                     count += len(rows)
-            if count:
+            if count and self.dry:
+                self.files.append(StagedFile(file.uri, file.relative, count))
+            elif count:
                 self.stage.storage.put_file(self._at(len(self.files), ROWS_FILE), path)
                 self.files.append(StagedFile(file.uri, file.relative, count))
                 if self.dataset.target.folder:
                     self._finish_schema(schemas, [len(self.files) - 1])
         if not self.files:
             raise InvalidRequestError(f"Source {self.dataset.shown_source} has no rows.", code="empty_source")
+        if self.dry:
+            return
         if schemas is not None and not self.dataset.target.folder:
             self._finish_schema(schemas, range(len(self.files)))
         self._put(FILES_FILE, msgspec.json.encode(self.files))
@@ -165,6 +176,8 @@ class Planner:
         for position, fault in rows.faults.items():
             self._faulty += 1
             wanted[position] = False
+            if self.dry:
+                continue
             self.stage.add_result(ResultLine(self.rows + position, "error", code=fault.code, error=fault.message))
         numbers = pa.array(np.arange(self.rows, self.rows + len(rows)))
         characters = sum((pc.utf8_length(text).to_numpy() for text in texts), start=np.zeros(len(rows), np.int64))
@@ -185,6 +198,8 @@ class Planner:
         with self.index.fetched(folder / "index") as found:
             for known in asked.known(found.files, found.living, KNOWN_COLUMNS):
                 self._reused += 1
+                if self.dry:
+                    continue
                 self.stage.add_result(ResultLine(known.pop("row"), "success", **_given(known)))
 
     def _cut(self, folder: Path, asked: AskedRows) -> None:
@@ -201,18 +216,51 @@ class Planner:
             if column.close():
                 self.stage.storage.put_file(f"{self.stage.prefix}/{name}", column.path)
 
+    def _sampled(self, asked: AskedRows) -> Plan:
+        """The plan of a dry run: its one chunk, if any, is a sample to be tokenized."""
+        sample = Sample(self._answer_tokens)
+        for some in asked.ordered():
+            sample.add(some)
+            self._copies += some.copies.num_rows
+        counted = Counted(
+            rows=self.rows,
+            rows_faulty=self._faulty,
+            rows_duplicate=self._copies,
+            rows_reused=self._reused,
+            rows_asked=sample.rows,
+            prompt_tokens=sample.prompt_tokens,
+            sampled={row: tokens for row, _, tokens in sample.kept},
+            answer_tokens=self._answer_tokens,
+        )
+        self._put(ESTIMATE_FILE, msgspec.json.encode(counted))
+        if self.tokenizes and sample.kept:
+            lines = b"".join(msgspec.json.encode(line) + b"\n" for line in sample.lines(self.endpoint))
+            self.stage.add_packed(lines, len(sample.kept), sum(tokens for _, _, tokens in sample.kept))
+        return Plan(
+            storage_key=self.stage.prefix,
+            rows_total=self.rows,
+            rows_done=0,
+            rows_failed=0,
+            rows_reused=self._reused,
+            rows_duplicate=self._copies,
+            chunks=self.stage.chunks,
+            endpoint=TOKENIZE,
+        )
+
     def _put(self, name: str, content: bytes) -> None:
         self.stage.storage.put(f"{self.stage.prefix}/{name}", content)
 
 
 class _Staging:
-    """Writes the columns that the target repeats under names of our own, so that none can clash."""
+    """Writes the columns that the target repeats under names of our own, so that none can clash; to nowhere, if so."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, rows: SourceRows, start: int) -> None:
+        if self._path is None:
+            return
         staged = rows.staged
         numbers = pa.array(np.arange(start, start + len(rows)))
         names = ["row", *(STAGED_LINE if name == LINE else f"column_{i}" for i, name in enumerate(staged.schema.names))]

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Depends, Response
 from fastapi.responses import StreamingResponse
 
 from airflow_batch_llm.errors import ConflictError
+from airflow_batch_llm.models import TOKENIZE
 from airflow_batch_llm.service.access import State, Team, authenticated_team
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.spec import request_parameters
@@ -54,6 +55,7 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
         return Response(status_code=204)
     dataset = state.chunks.dataset_of(chunk["batch_id"])
     spec = DatasetSpec.model_validate(dataset) if dataset is not None else None
+    asks = spec is not None and chunk["endpoint"] != TOKENIZE
     at = f"/worker/v1/chunks/{chunk['id']}/attempts/{chunk['attempt']}"
     return Claim(
         chunk_id=chunk["id"],
@@ -66,9 +68,9 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
         sha256=chunk["sha256"],
         parts_url=f"{at}/parts/{{part}}",
         done=_done_rows(state, chunk["id"]),
-        parameters=request_parameters(spec, chunk["endpoint"]) if spec else {},
-        choices=spec.choices if spec else None,
-        output_schema=spec.output_schema if spec else None,
+        parameters=request_parameters(spec, chunk["endpoint"]) if spec and asks else {},
+        choices=spec.choices if spec and asks else None,
+        output_schema=spec.output_schema if spec and asks else None,
         whole=spec is None,
         lease_seconds=state.settings.lease_seconds,
     )

@@ -165,6 +165,7 @@ class BatchLife:
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
             batch = _row(connection, duty.batch_id)
+            all_done = manifest is not None and status == BatchStatus.COMPLETED
             end_duty(connection, duty)
             for file in (output, error):
                 if file is not None:
@@ -178,7 +179,7 @@ class BatchLife:
                         f"{status}_at": self._database.now(),
                         "manifest": manifest,
                         "estimate": estimate,
-                        "rows_done": batch["rows_total"] if status == BatchStatus.COMPLETED else batch["rows_done"],
+                        "rows_done": batch["rows_total"] if all_done else batch["rows_done"],
                         "rows_failed": batch["rows_failed"] if rows_failed is None else rows_failed,
                         "output_file_id": output.id if output else None,
                         "error_file_id": error.id if error else None,

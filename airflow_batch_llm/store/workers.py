@@ -99,6 +99,10 @@ class Workers:
                 )
         return list(found.values())
 
+    def is_served(self, model: str, endpoint: str) -> bool:
+        """Whether a living worker serves the model there."""
+        return any(served.model == model and endpoint in served.endpoints for served in self.served())
+
     def identity_of(self, model: str) -> str | None:
         """The engine identity last registered under a model's name."""
         with self._database.reading() as connection:
