@@ -100,7 +100,9 @@ class ColumnType:
 
     def _look(self, kind: type, word: str, values: Sequence[Any], first: int) -> None:
         """Takes notice of the values of one Python type."""
-        ours: list[tuple[int, Any]] = [(at, value) for at, value in enumerate(values, start=first) if type(value) is kind]
+        ours: list[tuple[int, Any]] = [
+            (at, value) for at, value in enumerate(values, start=first) if type(value) is kind
+        ]
         match word:
             case "integer":
                 self.widest = max(self.widest, *(abs(value) for _, value in ours))
