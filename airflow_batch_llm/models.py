@@ -73,8 +73,10 @@ OUTPUT_COLUMNS: Final = (
     "llm_prompt_tokens",
     "llm_completion_tokens",
 )
-"""What a batch adds to the source's columns, in this order. ``llm_output`` and ``llm_error`` are text, the token counts
-64-bit integers; all but ``llm_status`` are null where they do not apply."""
+"""What a batch adds to the source's columns, in this order, behind the columns of an output schema. ``llm_output`` is
+text (of several samples a list of it), followed by ``llm_confidence`` (a number from 0 to 1) where it is a choice; for
+embeddings ``llm_embedding`` (a list of 32-bit floats) stands in its place. ``llm_error`` is text, the token counts are
+64-bit integers. All but ``llm_status`` are null where they do not apply."""
 
 ANSWERED: Final = frozenset({"stop", "length", "tool_calls"})
 """The finish reasons that make a result an answer; vLLM also says ``abort`` with HTTP 200 and half a text."""
@@ -85,4 +87,6 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
 ENDPOINTS: Final = (CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES)
-"""What a request file may be for. A table is for chat completions."""
+"""What a request file may be for."""
+TABLE_ENDPOINTS: Final = (CHAT_COMPLETIONS, EMBEDDINGS)
+"""What a table may be for."""

@@ -40,6 +40,11 @@ class ServiceSettings:
 
     home: Path
     data_roots: tuple[Path, ...]
+    """The local folders below which tables may be read and written."""
+    data_prefixes: tuple[str, ...] = ()
+    """The same on S3: ``s3://bucket`` or ``s3://bucket/folder``."""
+    storage_url: str | None = None
+    """Where the service keeps its own bytes if not below ``home``: ``s3://bucket/folder``."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     database_url: str | None = None
@@ -58,6 +63,10 @@ class ServiceSettings:
     extensions: bool = True
     """Whether clients may use more than OpenAI's API has (tables, keys, results, retry, events)."""
     webhooks: tuple[WebhookSettings, ...] = ()
+    reuse_seconds: int = 30 * 86_400
+    """How long a table's answers may be used for equal rows of later batches, unless ``output_expires_after`` says."""
+    gpu_hour_price: float | None = None
+    """What an hour of a worker's engine costs, for estimates, in whatever money its reader thinks in."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), default=str).encode()
@@ -67,6 +76,7 @@ class ServiceSettings:
         values = json.loads(content)
         values["home"] = Path(values["home"])
         values["data_roots"] = tuple(Path(root) for root in values["data_roots"])
+        values["data_prefixes"] = tuple(values["data_prefixes"])
         values["limits"] = Limits(**values["limits"])
         values["webhooks"] = tuple(WebhookSettings(**webhook) for webhook in values["webhooks"])
         return cls(**values)

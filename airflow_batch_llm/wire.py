@@ -295,7 +295,7 @@ class TargetFile(BaseModel):
 class Manifest(BaseModel):
     """What a batch left behind: which files are its target, and counts that add up.
 
-    Written beside the target as ``<file>.manifest.json``, after the target stands.
+    Written after the target stands: beside a file as ``<file>.manifest.json``, in a folder as ``_manifest.json``.
     """
 
     schema_version: Literal[1] = 1
@@ -308,8 +308,8 @@ class Manifest(BaseModel):
     engine_identity: str | None = None
     source: str | list[str]
     format: str
-    partitioned_by: list[str] = []
-    """The names of Hive-style folders (``name=value``) that the files lie in."""
+    folder: str | None = None
+    """The folder that the files are below, where the target is one."""
     files: list[TargetFile]
     rows: int
     counts: dict[str, int]

@@ -165,7 +165,24 @@ _Line = TypeVar("_Line", RowLine, ResultLine)
 def pack(lines: Iterable[RowLine | ResultLine]) -> bytes:
     """Lines as the bytes of a chunk or a part."""
     encoder = msgspec.json.Encoder()
-    return zstandard.compress(b"".join(encoder.encode(line) + b"\n" for line in lines), level=3)
+    return compress(b"".join(encoder.encode(line) + b"\n" for line in lines))
+
+
+def compress(lines: bytes) -> bytes:
+    """Lines that were written already, as the bytes of a chunk or a part."""
+    return zstandard.compress(lines, level=3)
+
+
+def decompress(content: bytes) -> bytes:
+    """The lines of a chunk or a part that was read whole."""
+    with zstandard.ZstdDecompressor().stream_reader(content) as reader:
+        return bytes(reader.read())
+
+
+def read_lines(lines: bytes, kind: type[_Line]) -> Iterator[_Line]:
+    """Lines of which all bytes are there."""
+    decoder = msgspec.json.Decoder(kind)
+    return (decoder.decode(line) for line in lines.splitlines())
 
 
 def unpack(stream: BinaryIO, kind: type[_Line]) -> Iterator[_Line]:

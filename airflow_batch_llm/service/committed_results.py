@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -11,10 +12,11 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.service.file_planner import ROW_GROUP
 from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER, ROWS_FILE
 from airflow_batch_llm.service.result_files import result_line
+from airflow_batch_llm.service.spec import output_columns
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.targets import OUTPUT_SCHEMA, output_values
-from airflow_batch_llm.wire import ResultRow
-from airflow_batch_llm.worker_wire import ResultLine, unpack
+from airflow_batch_llm.service.table_assembler import result_table
+from airflow_batch_llm.wire import DatasetSpec, ResultRow
+from airflow_batch_llm.worker_wire import ResultLine, decompress, read_lines
 
 PARTS: Final = 50
 """How many parts are looked up at a time."""
@@ -24,11 +26,12 @@ def committed_results(
     state: ServiceState, record: Mapping[str, Any], part: int, line: int
 ) -> Iterator[tuple[str, ResultRow]]:
     """The results from line ``line`` of part ``part`` on, each with a cursor, in the order of their commits."""
-    shown = _Requests(state, record) if record["dataset"] is None else _table_row
+    shown = _Requests(state, record) if record["dataset"] is None else _TableRows(record)
     for number, key in enumerate(_keys(state, record, part), start=part):
-        lines = _lines(state, key)
-        for place, result in enumerate(lines[line:], start=line + 1):
-            yield f"part-{number}.{place}", shown(result)
+        with state.storage.open(key) as stream:
+            content = decompress(stream.read())
+        for place, result in enumerate(islice(shown(content), line, None), start=line + 1):
+            yield f"part-{number}.{place}", result
         line = 0
 
 
@@ -42,14 +45,17 @@ def _keys(state: ServiceState, record: Mapping[str, Any], first: int) -> Iterato
         offset += len(keys)
 
 
-def _lines(state: ServiceState, key: str) -> list[ResultLine]:
-    with state.storage.open(key) as stream:
-        return list(unpack(stream, ResultLine))
+class _TableRows:
+    """Shows results of a table in the columns that they will be in the target."""
 
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self._output = output_columns(DatasetSpec.model_validate(record["dataset"]), record["endpoint"])
 
-def _table_row(result: ResultLine) -> ResultRow:
-    columns = dict(zip(OUTPUT_SCHEMA.names, output_values(result), strict=True))
-    return ResultRow(row=result.row, status=result.status, columns=columns)  # type: ignore[arg-type]
+    def __call__(self, lines: bytes) -> Iterator[ResultRow]:
+        for batch in result_table(lines).to_batches():
+            rows = batch.column("row").to_pylist()
+            for row, columns in zip(rows, self._output.made(batch).to_pylist(), strict=True):
+                yield ResultRow(row=row, status=columns["llm_status"], columns=columns)
 
 
 class _Requests:
@@ -61,7 +67,10 @@ class _Requests:
         self._group = -1
         self._ids: list[str] = []
 
-    def __call__(self, result: ResultLine) -> ResultRow:
+    def __call__(self, lines: bytes) -> Iterator[ResultRow]:
+        return (self._row(result) for result in read_lines(lines, ResultLine))
+
+    def _row(self, result: ResultLine) -> ResultRow:
         custom_id = self._custom_id(result.row)
         line = msgspec.json.decode(result_line(self._record["id"], custom_id, result))
         return ResultRow(

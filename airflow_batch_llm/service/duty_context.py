@@ -8,15 +8,20 @@ from typing import Any, Self
 
 from airflow_batch_llm.models import BatchStatus, RowStatus
 from airflow_batch_llm.service.parts import PartFile, stored_results
+from airflow_batch_llm.service.places import Places, places_of
 from airflow_batch_llm.service.plan_stage import PlanStage
+from airflow_batch_llm.service.result_index import ResultIndex
+from airflow_batch_llm.service.source_files import SourceFinder
 from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.storage import open_storage
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.storage.local import LocalStorage
 from airflow_batch_llm.store.chunks import Chunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
+from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.team_secrets import TeamSecrets
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import ResultLine
 
@@ -31,7 +36,10 @@ class DutyContext:
     chunks: Chunks
     files: Files
     workers: Workers
+    team_secrets: TeamSecrets
+    index_files: IndexFiles
     storage: Storage
+    places: Places
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> Self:
@@ -43,11 +51,21 @@ class DutyContext:
             chunks=Chunks(database),
             files=Files(database),
             workers=Workers(database),
-            storage=LocalStorage(settings.storage_root),
+            team_secrets=TeamSecrets(database),
+            index_files=IndexFiles(database),
+            storage=open_storage(settings),
+            places=places_of(settings),
         )
 
     def stage(self, prefix: str) -> PlanStage:
         return PlanStage(self.storage, prefix, self.settings.chunk_rows, self.settings.chunk_tokens)
+
+    def index(self, team: str) -> ResultIndex:
+        return ResultIndex(self.storage, self.index_files, team)
+
+    def finder(self) -> SourceFinder:
+        """Finds the files of a source. Uploaded ones count even after they were deleted: the batch was accepted."""
+        return SourceFinder(self.places, self.storage, self.files.stored)
 
     def parts(self, batch: Mapping[str, Any]) -> list[PartFile]:
         """All that was committed of a batch."""

@@ -38,7 +38,7 @@ _FORM: Final[dict[str, Any]] = {
                     "additionalProperties": False,
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "Requests, one a line."},
-                        "purpose": {"type": "string", "enum": [FilePurpose.BATCH]},
+                        "purpose": {"type": "string", "enum": [FilePurpose.BATCH, FilePurpose.DATASET]},
                         "expires_after": FileExpiry.model_json_schema(),
                     },
                 },
@@ -138,7 +138,7 @@ def get_file_content(
 def _record(state: ServiceState, file_id: str, key: str, received: Received) -> StoredFile:
     return StoredFile(
         id=file_id,
-        purpose=FilePurpose.BATCH,
+        purpose=received.fields.purpose,
         filename=received.fields.filename or file_id,
         bytes=received.bytes,
         sha256=received.sha256,

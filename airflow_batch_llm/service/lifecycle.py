@@ -49,6 +49,9 @@ _AS_STORED: Final = (
     "team",
     "priority",
     "manifest",
+    "reuse",
+    "dry_run",
+    "estimate",
 )
 
 
@@ -98,9 +101,14 @@ def _progress(record: Mapping[str, Any], rate: Rate | None, served: list[ServedB
         **{name: record[name] for name in Progress.model_fields if name in record},
         rows_per_second=round(rate.rows, 2) if rate else None,
         tokens_per_second=round(rate.tokens, 2) if rate else None,
-        eta_seconds=round((record["rows_total"] - record["rows_done"]) / rate.rows, 1) if rate and rate.rows else None,
+        eta_seconds=round(_rows_left(record) / rate.rows, 1) if rate and rate.rows else None,
         waiting_for=_waiting_for(record, served),
     )
+
+
+def _rows_left(record: Mapping[str, Any]) -> int:
+    """Rows that the engine is still to answer: one that equals another is answered with that."""
+    return max(0, int(record["rows_total"] - record["rows_duplicate"] - record["rows_done"]))
 
 
 def _waiting_for(record: Mapping[str, Any], served: list[ServedBy]) -> str | None:

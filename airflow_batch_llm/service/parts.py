@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.worker_wire import ResultLine, unpack
+from airflow_batch_llm.worker_wire import ResultLine, decompress, read_lines
 
 
 class CountsError(Exception):
@@ -25,24 +24,31 @@ class PartFile:
     rows: int
 
 
-def stored_results(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[list[ResultLine]]:
-    """All results of a batch, a part's worth at a time: those that its plan knew, and those that were committed.
+def stored_contents(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[bytes]:
+    """The lines of all results of a batch, a part's worth at a time: those its plan knew, and those committed.
 
     Raises :class:`CountsError` for a part that is not what was committed.
     """
     for key in storage.list(f"{prefix}/{RESULTS_FOLDER}"):
         with storage.open(key) as stream:
-            yield list(unpack(stream, ResultLine))
+            yield decompress(stream.read())
     for part in parts:
         yield _committed(storage, part)
 
 
-def _committed(storage: Storage, part: PartFile) -> list[ResultLine]:
+def stored_results(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[list[ResultLine]]:
+    """The same, as results."""
+    for content in stored_contents(storage, prefix, parts):
+        yield list(read_lines(content, ResultLine))
+
+
+def _committed(storage: Storage, part: PartFile) -> bytes:
     with storage.open(part.storage_key) as stream:
         content = stream.read()
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise CountsError(f"Part {part.storage_key} is not the one that was committed: its SHA-256 differs.")
-    lines = list(unpack(io.BytesIO(content), ResultLine))
-    if len(lines) != part.rows:
-        raise CountsError(f"Part {part.storage_key} has {len(lines)} results where {part.rows} were committed.")
+    lines = decompress(content)
+    count = lines.count(b"\n")
+    if count != part.rows:
+        raise CountsError(f"Part {part.storage_key} has {count} results where {part.rows} were committed.")
     return lines

@@ -1,24 +1,54 @@
-"""Which local places the service may read and write: what lies below its data roots, symbolic links resolved."""
+"""Which places the service may read and write: what lies below its data roots, symbolic links resolved."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.storage.local_tree import LocalTree
+from airflow_batch_llm.storage.s3_tree import S3Tree
+from airflow_batch_llm.storage.tree import Tree
+
+S3: Final = "s3://"
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True)
 class Places:
-    """The data roots, resolved. A relative place starts at the first one."""
+    """The data roots: local folders, resolved, and prefixes of S3. A relative place starts at the first folder."""
 
     roots: tuple[Path, ...]
+    prefixes: tuple[str, ...] = ()
+    """``s3://bucket`` or ``s3://bucket/some/folder``."""
+    local: LocalTree = field(default_factory=LocalTree)
 
-    def resolve(self, uri: str, *, param: str) -> Path:
-        """The local path that ``uri`` means. Raises :class:`InvalidRequestError` where it may not be used."""
+    @cached_property
+    def s3(self) -> S3Tree:
+        return S3Tree()
+
+    def tree(self, uri: str) -> Tree:
+        """What reads and writes at a resolved place."""
+        return self.s3 if uri.startswith(S3) else self.local
+
+    def resolve(self, uri: str, *, param: str) -> str:
+        """The place as an absolute path or ``s3://`` URI, with a ``/`` at its end only if it was said so.
+
+        Raises :class:`InvalidRequestError` where it may not be used.
+        """
+        return self._in_bucket(uri, param) if uri.startswith(S3) else self._on_disk(uri, param)
+
+    def _on_disk(self, uri: str, param: str) -> str:
+        if not self.roots:
+            raise _refused(f"{uri!r} is a local place, and this service has no local data root", param, allowed=self)
         try:
-            real = (self.roots[0] / _local_part(uri, param)).resolve()
+            local = _local_part(uri, param)
+            real = (self.roots[0] / local).resolve()
             real.is_dir()
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, no URI at all
             raise InvalidRequestError(
@@ -28,14 +58,34 @@ class Places:
                 param=param,
             ) from error
         if not any(real.is_relative_to(root) for root in self.roots):
-            allowed = ", ".join(str(root) for root in self.roots)
+            raise _refused(f"{uri!r} means {real}, which lies outside the data root", param, allowed=self)
+        return f"{real}/" if local.endswith("/") and real != Path("/") else str(real)
+
+    def _in_bucket(self, uri: str, param: str) -> str:
+        bucket, _, key = uri.removeprefix(S3).partition("/")
+        if not _BUCKET.fullmatch(bucket) or "\0" in key or len(key.encode(errors="replace")) > 1_024:
             raise InvalidRequestError(
-                f"The {param.rpartition('.')[2]} {uri!r} means {real}, which lies outside the data root ({allowed}). "
-                "Nothing was submitted. Move the table there, or start the service with another --data-root.",
-                code="place_not_allowed",
+                f"The {param.rpartition('.')[2]} {uri[:200]!r} is not a usable place: it looks like "
+                "s3://bucket/folder/file.parquet, with a key of at most 1,024 bytes. Nothing was submitted.",
+                code="place_not_supported",
                 param=param,
             )
-        return real
+        parts = key.split("/")
+        if any(part in (".", "..") for part in parts) or "" in parts[:-1]:
+            raise InvalidRequestError(
+                f"The {param.rpartition('.')[2]} {uri!r} has an empty name, . or .. among its folders, which name "
+                "nothing on S3. Nothing was submitted.",
+                code="place_not_supported",
+                param=param,
+            )
+        if not any(uri == prefix or f"{uri}/".startswith(f"{prefix.rstrip('/')}/") for prefix in self.prefixes):
+            raise _refused(f"{uri!r} lies outside the data roots", param, allowed=self)
+        return uri
+
+
+def places_of(settings: ServiceSettings) -> Places:
+    """The places that a service was started with."""
+    return Places(settings.data_roots, settings.data_prefixes)
 
 
 def _local_part(uri: str, param: str) -> str:
@@ -46,7 +96,18 @@ def _local_part(uri: str, param: str) -> str:
     elif split.scheme == "file" and split.netloc in ("", "localhost") and "%00" not in uri:
         return unquote(split.path)
     raise InvalidRequestError(
-        f"The {param.rpartition('.')[2]} {uri!r} is neither a local path nor a file:// URI. Nothing was submitted.",
+        f"The {param.rpartition('.')[2]} {uri[:200]!r} is neither a local path nor a file:// or s3:// URI. "
+        "Nothing was submitted.",
         code="place_not_supported",
+        param=param,
+    )
+
+
+def _refused(what: str, param: str, *, allowed: Places) -> InvalidRequestError:
+    roots = ", ".join([*(str(root) for root in allowed.roots), *allowed.prefixes])
+    return InvalidRequestError(
+        f"The {param.rpartition('.')[2]} {what} ({roots}). Nothing was submitted. Move the table there, or start the "
+        "service with another --data-root.",
+        code="place_not_allowed",
         param=param,
     )

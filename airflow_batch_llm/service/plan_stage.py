@@ -5,14 +5,17 @@ Holds one chunk of rows and one of results in memory, and a bit for every row of
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.life import PlannedChunk
-from airflow_batch_llm.worker_wire import ResultLine, RowLine, pack
+from airflow_batch_llm.worker_wire import ResultLine, RowLine, compress, pack
 
 ROWS_FILE: Final = "rows.parquet"
 RESULTS_FOLDER: Final = "results"
@@ -43,6 +46,23 @@ class PlanStage:
                 self._kept[place] |= 1 << bit
                 self.add_result(line)
 
+    def kept_among(self, first: int, count: int) -> np.ndarray[Any, Any]:
+        """Of consecutive rows, which were kept: a boolean each."""
+        bits = np.unpackbits(np.frombuffer(bytes(self._kept), np.uint8), bitorder="little")
+        found = np.zeros(count, dtype=bool)
+        known = bits[first : first + count]
+        found[: len(known)] = known
+        return found
+
+    def chunks_longest_first(self) -> list[PlannedChunk]:
+        """The chunks with the most tokens first, so that the last ones at work are short ones.
+
+        Those of about the same length stay in their order, which brings common beginnings together.
+        """
+        step = max(1, self.chunk_tokens // 8)
+        ordered = sorted(self.chunks, key=lambda chunk: -(chunk.tokens // step))
+        return [dataclasses.replace(chunk, number=number) for number, chunk in enumerate(ordered)]
+
     def is_kept(self, row: int) -> bool:
         place, bit = divmod(row, 8)
         return place < len(self._kept) and bool(self._kept[place] >> bit & 1)
@@ -61,6 +81,10 @@ class PlanStage:
         self._waiting.append(line)
         self._waiting_tokens += tokens
 
+    def add_packed(self, lines: bytes, rows: int, tokens: int) -> None:
+        """A whole chunk of rows to be asked, as the lines that it consists of."""
+        self._store_chunk(compress(lines), rows, tokens)
+
     def finish(self) -> None:
         """Stores what is left in memory."""
         self._cut()
@@ -74,20 +98,21 @@ class PlanStage:
             self._results = []
 
     def _cut(self) -> None:
-        if not self._waiting:
-            return
+        if self._waiting:
+            self._store_chunk(pack(self._waiting), len(self._waiting), self._waiting_tokens)
+            self._waiting, self._waiting_tokens = [], 0
+
+    def _store_chunk(self, content: bytes, rows: int, tokens: int) -> None:
         number = len(self.chunks)
-        content = pack(self._waiting)
         key = f"{self.prefix}/chunks/{number:06d}.jsonl.zst"
         self.storage.put(key, content)
         self.chunks.append(
             PlannedChunk(
                 number=number,
-                rows=len(self._waiting),
-                tokens=self._waiting_tokens,
+                rows=rows,
+                tokens=tokens,
                 storage_key=key,
                 bytes=len(content),
                 sha256=hashlib.sha256(content).hexdigest(),
             )
         )
-        self._waiting, self._waiting_tokens = [], 0

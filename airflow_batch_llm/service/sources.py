@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -19,8 +20,11 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import OUTPUT_COLUMNS
+from airflow_batch_llm.service.formats import DamagedError, decompressed
+from airflow_batch_llm.service.source_files import SourceFile
+from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 
-ROWS: Final = 2_000
+ROWS: Final = 8_192
 """How many rows are read at a time: some megabytes of text."""
 
 LINE: Final = "\0line"
@@ -39,47 +43,63 @@ class Fault:
 
 @dataclass
 class SourceRows:
-    """Consecutive rows: what templates may use of them, what the target repeats of them, what is wrong with them."""
+    """Consecutive rows: what the target repeats of them, what templates may use of them, what is wrong with them."""
 
-    values: list[dict[str, Any]]
     staged: pa.RecordBatch
+    used: pa.RecordBatch | list[dict[str, Any]]
+    """The columns that templates use, or the JSON objects that the rows are."""
     faults: dict[int, Fault] = field(default_factory=dict)
     """By position in this batch."""
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.used.num_rows if isinstance(self.used, pa.RecordBatch) else len(self.used)
+
+    def values(self, name: str) -> pa.Array | list[Any]:
+        """A column's values; a row that lacks it has None."""
+        return self.used.column(name) if isinstance(self.used, pa.RecordBatch) else [row.get(name) for row in self.used]
 
 
 class Source(Protocol):
-    """A table that can be read from its start, as often as needed."""
+    """One file of a table that can be read from its start, as often as needed."""
 
+    file: SourceFile
     columns: list[str]
     """The names of the columns; of a JSONL source, those of its first rows."""
+    schema: pa.Schema | None
+    """The types of the columns, where they have some."""
     fixed_columns: bool
     """Whether no other columns can turn up later."""
 
-    def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
-        """All rows in order; ``used`` are the columns that templates need, ``kept`` those that the target repeats."""
+    def batches(
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+    ) -> Iterator[SourceRows]:
+        """All rows in order; ``used`` are the columns that templates need, ``kept`` those that the target repeats,
+        ``reserved`` the names that the target adds."""
 
 
-def open_source(path: Path) -> Source:
-    """The reader that the file's ending asks for. Raises :class:`InvalidRequestError` where it cannot be one."""
-    if path.is_dir():
-        raise _refused("source_is_folder", f"Source {path} is a folder. Name one .parquet, .jsonl or .csv file.")
-    kind = _READERS.get(path.suffix.lower())
-    if kind is None:
-        raise _refused(
-            "format_not_supported",
-            f"Source {path} ends in {path.suffix or 'nothing'}; a source ends in .parquet, .jsonl or .csv.",
-        )
+def open_source(file: SourceFile) -> Source:
+    """The reader for the file's format. Raises :class:`InvalidRequestError` where it cannot be read."""
+    with _readable(file):
+        return _READERS[file.format.kind](file)
+
+
+@contextmanager
+def _readable(file: SourceFile) -> Iterator[None]:
+    """Tells what is the file's fault from what may pass: a disk or a network that is away raises on."""
     try:
-        return kind(path)
+        yield
     except FileNotFoundError as error:
-        raise _refused("source_not_found", f"Source {path} does not exist.") from error
+        raise _refused("source_not_found", f"Source {file.uri} does not exist.") from error
+    except ChangedError as error:
+        raise _refused("source_changed", f"Source {file.uri} changed while it was read. Submit it again.") from error
+    except PermissionError as error:
+        raise _refused("source_unreadable", f"Source {file.uri} cannot be read: {error.strerror or error}.") from error
+    except (DamagedError, pa.ArrowException) as error:
+        raise _refused("source_unreadable", f"Source {file.uri} is damaged or no such file: {error}.") from error
     except OSError as error:
-        raise _refused("source_unreadable", f"Source {path} cannot be read: {error.strerror or error}.") from error
-    except pa.ArrowException as error:
-        raise _refused("source_unreadable", f"Source {path} is not a readable Parquet file: {error}.") from error
+        if error.errno is not None or isinstance(error, StorageTroubleError):
+            raise
+        raise _refused("source_unreadable", f"Source {file.uri} is damaged: {error}.") from error
 
 
 class ParquetSource:
@@ -87,27 +107,23 @@ class ParquetSource:
 
     fixed_columns = True
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with pq.ParquetFile(path) as file:
-            self.schema = file.schema_arrow
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
+        with file.open() as stream, pq.ParquetFile(stream) as parquet:
+            self.schema = parquet.schema_arrow
         self.columns = list(self.schema.names)
-        _check_names(path, self.columns)
+        _check_names(file.uri, self.columns)
 
-    def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
+    def batches(
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+    ) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
         for batch in self._read(needed):
-            values, faults = _python_values(batch.select([name for name in needed if name in used]))
-            yield SourceRows(values or [{} for _ in range(batch.num_rows)], batch.select(kept), faults)
+            yield SourceRows(batch.select(kept), batch.select([name for name in needed if name in used]))
 
     def _read(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            with pq.ParquetFile(self._path) as file:
-                yield from file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:
-                raise  # the disk's trouble, not the file's: it may pass
-            raise _refused("source_unreadable", f"Source {self._path} is damaged: {error}.") from error
+        with _readable(self.file), self.file.open() as stream, pq.ParquetFile(stream) as parquet:
+            yield from parquet.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
 
 
 class CsvSource:
@@ -115,28 +131,35 @@ class CsvSource:
 
     fixed_columns = True
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
         with self._open() as stream:
             header = next(self._records(stream), None)
         if header is None:
-            raise _refused("empty_source", f"Source {path} is empty: it has not even a line of column names.")
+            raise _refused("empty_source", f"Source {file.uri} is empty: it has not even a line of column names.")
         self.columns = header[1]
         if any("\udc80" <= char <= "\udcff" for name in self.columns for char in name):
-            raise _refused("invalid_utf8", f"Source {path} is not UTF-8: its first line has other bytes.")
-        _check_names(path, self.columns)
+            raise _refused("invalid_utf8", f"Source {file.uri} is not UTF-8: its first line has other bytes.")
+        _check_names(file.uri, self.columns)
+        self.schema = pa.schema([(name, pa.string()) for name in self.columns])
 
-    def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
-        with self._open() as stream:
+    def batches(
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+    ) -> Iterator[SourceRows]:
+        with _readable(self.file), self._open() as stream:
             records = self._records(stream)
             next(records, None)
             while some := list(islice(records, ROWS)):
-                yield self._rows(some, kept)
+                yield self._rows(some, used, kept)
 
-    def _open(self) -> Any:
-        return self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    @contextmanager
+    def _open(self) -> Iterator[io.TextIOWrapper]:
+        with self.file.open() as raw, decompressed(raw, self.file.format.compression) as stream:
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            yield text
+            text.detach()
 
-    def _records(self, stream: Any) -> Iterator[tuple[int, list[str]]]:
+    def _records(self, stream: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(stream, strict=True)
         try:
             for record in reader:
@@ -144,21 +167,24 @@ class CsvSource:
                     yield reader.line_num, record
         except csv.Error as error:
             raise _refused(
-                "invalid_csv", f"Source {self._path} cannot be read as CSV at line {reader.line_num}: {error}."
+                "invalid_csv", f"Source {self.file.uri} cannot be read as CSV at line {reader.line_num}: {error}."
             ) from error
 
-    def _rows(self, records: list[tuple[int, list[str]]], kept: list[str]) -> SourceRows:
-        values: list[dict[str, Any]] = []
+    def _rows(self, records: list[tuple[int, list[str]]], used: set[str], kept: list[str]) -> SourceRows:
+        empty: Sequence[str | None] = [None] * len(self.columns)
+        rows: list[Sequence[str | None]] = []
         faults = {}
         for position, (line, record) in enumerate(records):
             if fault := self._fault(line, record):
                 faults[position] = fault
-                values.append({})
+                rows.append(empty)
             else:
-                values.append(dict(zip(self.columns, record, strict=True)))
-        schema = pa.schema([(name, pa.string()) for name in kept])
-        columns = [pa.array([row.get(name) for row in values], pa.string()) for name in kept]
-        return SourceRows(values, pa.record_batch(columns, schema=schema), faults)
+                rows.append(record)
+        columns = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
+        both = {name: pa.array(columns[name], pa.string()) for name in {*used, *kept} if name in columns}
+        return SourceRows(
+            _batch(both, kept, len(rows)), _batch(both, [n for n in both if n in used], len(rows)), faults
+        )
 
     def _fault(self, line: int, record: list[str]) -> Fault | None:
         if len(record) != len(self.columns):
@@ -167,7 +193,7 @@ class CsvSource:
                 f"The record that ends at line {line} has {len(record)} fields where the first line names "
                 f"{len(self.columns)} columns.",
             )
-        if any("\udc80" <= char <= "\udcff" for value in record for char in value):
+        if not all(map(_is_utf8, record)):
             return Fault("invalid_utf8", f"The record that ends at line {line} is not UTF-8.")
         return None
 
@@ -177,47 +203,50 @@ class JsonlSource:
 
     fixed_columns = False
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
         self.columns: list[str] = []
+        self.schema: pa.Schema | None = None
         for _, line in next(self._blocks(), []):
             row = _object(0, line)
             if not isinstance(row, Fault):
                 self.columns += [name for name in row if name not in self.columns]
 
-    def batches(self, *, used: set[str], kept: list[str]) -> Iterator[SourceRows]:
-        for lines in self._blocks():
-            yield self._rows(lines, repeats_all=kept == self.columns)
+    def batches(
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+    ) -> Iterator[SourceRows]:
+        with _readable(self.file):
+            for lines in self._blocks():
+                yield self._rows(lines, reserved if kept == self.columns else ())
 
     def _blocks(self) -> Iterator[list[tuple[int, bytes]]]:
         """The lines that are not blank with their numbers, some thousand at a time."""
-        with self._path.open("rb") as stream:
-            if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-                stream.seek(0)
-            lines = ((number, line.strip()) for number, line in enumerate(stream, start=1))
+        with self.file.open() as raw, decompressed(raw, self.file.format.compression) as inner:
+            stream = inner if isinstance(inner, io.BufferedIOBase) else io.BufferedReader(inner)  # type: ignore[type-var]
+            lines = ((number, line.strip()) for number, line in enumerate(_without_mark(stream), start=1))
             lines = ((number, line) for number, line in lines if line)
             while some := list(islice(lines, ROWS)):
                 yield some
 
-    def _rows(self, lines: list[tuple[int, bytes]], *, repeats_all: bool) -> SourceRows:
+    def _rows(self, lines: list[tuple[int, bytes]], reserved: Sequence[str]) -> SourceRows:
         values: list[dict[str, Any]] = []
         faults = {}
         for position, (number, line) in enumerate(lines):
             row = _object(number, line)
-            if repeats_all and not isinstance(row, Fault):
-                row = _clash(number, row) or row
+            if reserved and not isinstance(row, Fault):
+                row = _clash(number, row, reserved) or row
             if isinstance(row, Fault):
                 faults[position] = row
             values.append({} if isinstance(row, Fault) else row)
         texts = [None if position in faults else line for position, (_, line) in enumerate(lines)]
         staged = pa.record_batch([pa.array(texts, pa.large_binary())], names=[LINE])
-        return SourceRows(values, staged, faults)
+        return SourceRows(staged, values, faults)
 
 
 _READERS: Final[dict[str, type[ParquetSource] | type[CsvSource] | type[JsonlSource]]] = {
-    ".parquet": ParquetSource,
-    ".csv": CsvSource,
-    ".jsonl": JsonlSource,
+    "parquet": ParquetSource,
+    "csv": CsvSource,
+    "jsonl": JsonlSource,
 }
 
 
@@ -243,34 +272,37 @@ def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
     return row
 
 
-def _clash(number: int, row: dict[str, Any]) -> Fault | None:
+def _clash(number: int, row: dict[str, Any], reserved: Sequence[str]) -> Fault | None:
     """The fault of a line that is to be repeated whole and has a field of the output's name."""
-    clash = [name for name in OUTPUT_COLUMNS if name in row]
+    clash = [name for name in reserved if name in row]
     if not clash:
         return None
     return Fault("column_clash", f"Line {number} has {clash[0]!r}, which is the name of an output column.")
 
 
-def _python_values(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], dict[int, Fault]]:
-    """The rows as Python has them; a value that it cannot hold (nanoseconds, the year 30000) is that row's fault."""
-    try:
-        return batch.to_pylist(), {}
-    except (ValueError, OverflowError):
-        values: list[dict[str, Any]] = []
-        faults = {}
-        for position in range(batch.num_rows):
-            try:
-                values += batch.slice(position, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
-                values.append({})
-                faults[position] = Fault("not_text", f"A value cannot be written into a prompt: {error}.")
-        return values, faults
+def _batch(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> pa.RecordBatch:
+    """The named columns; of none of them, a batch that still has its number of rows."""
+    if not names:
+        return pa.record_batch([pa.nulls(rows)], names=[""]).select([])
+    return pa.record_batch([columns[name] for name in names], names=list(names))
 
 
-def _check_names(path: Path, columns: list[str]) -> None:
+def _without_mark(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a stream, without the mark of UTF-8 that some editors put before the first."""
+    first = stream.readline()
+    yield first.removeprefix(codecs.BOM_UTF8)
+    yield from stream
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte had to be escaped when the text was read."""
+    return text.isascii() or not any("\udc80" <= char <= "\udcff" for char in text)
+
+
+def _check_names(uri: str, columns: list[str]) -> None:
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise _refused("duplicate_column", f"Source {path} has more than one column named {twice[0]!r}.")
+        raise _refused("duplicate_column", f"Source {uri} has more than one column named {twice[0]!r}.")
 
 
 def _refused(code: str, message: str) -> InvalidRequestError:

@@ -6,15 +6,18 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.places import Places, places_of
+from airflow_batch_llm.service.source_files import PARAM as SOURCE
+from airflow_batch_llm.service.source_files import SourceFinder
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
+from airflow_batch_llm.storage import open_storage
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.storage.local import LocalStorage
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.chunks import Chunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
+from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import Workers
@@ -35,6 +38,7 @@ class ServiceState:
     chunks: Chunks
     duties: Duties
     workers: Workers
+    index_files: IndexFiles
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> ServiceState:
@@ -45,8 +49,8 @@ class ServiceState:
         state = cls(
             settings=settings,
             database=database,
-            storage=LocalStorage(settings.storage_root),
-            places=Places(settings.data_roots),
+            storage=open_storage(settings),
+            places=places_of(settings),
             tokens=Tokens(database),
             files=Files(database),
             batches=Batches(database),
@@ -54,9 +58,14 @@ class ServiceState:
             chunks=Chunks(database),
             duties=Duties(database),
             workers=Workers(database),
+            index_files=IndexFiles(database),
         )
         state._ensure_token()
         return state
+
+    def finder(self, team: str) -> SourceFinder:
+        """Finds the files of a source for a team."""
+        return SourceFinder(self.places, self.storage, lambda file_id: self.files.get(team, file_id, param=SOURCE))
 
     def _ensure_token(self) -> None:
         """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import ConflictError, InvalidRequestError, TooManyRequestsError
-from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, FilePurpose
+from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, TABLE_ENDPOINTS, FilePurpose
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.batches import NewBatch
@@ -28,7 +28,7 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
     _check_deadline(create)
     _check_rate(state, team)
     if create.dataset is not None and create.input_file_id is None:
-        new = _of_dataset(state, create)
+        new = _of_dataset(state, team, create)
     elif create.dataset is None and create.input_file_id is not None:
         new = _of_file(state, team, create)
     else:
@@ -47,34 +47,38 @@ def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) 
         return
     spec = DatasetSpec.model_validate(record["dataset"])
     owners = {name for name in (record["key"], record["series"]) if name is not None}
-    path = check_dataset(spec, state.places, owners=owners).source_path
-    if content_sha256(spec, record["model"], record["endpoint"], path) != record["content_sha256"]:
+    checked = check_dataset(spec, record["endpoint"], state.finder(team), owners=owners)
+    if content_sha256(spec, record["model"], record["endpoint"], checked.files) != record["content_sha256"]:
         raise ConflictError(
-            f"Source {path} has changed since batch {record['id']} was submitted. Nothing was submitted. "
-            "Submit the table as a new batch.",
+            f"Source {checked.shown_source} has changed since batch {record['id']} was submitted. Nothing was "
+            "submitted. Submit the table as a new batch.",
             code="source_changed",
             param="dataset.source",
         )
 
 
-def _of_dataset(state: ServiceState, create: BatchCreate) -> NewBatch:
+def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
     assert create.dataset is not None  # noqa: S101 (the caller looked)
     if create.model is None:
         raise _refused("A table needs a `model`.", "missing_required_parameter", "model")
     endpoint = create.endpoint or CHAT_COMPLETIONS
-    if endpoint != CHAT_COMPLETIONS:
+    if endpoint not in TABLE_ENDPOINTS:
         raise _refused(
-            f"Endpoint {endpoint!r} is not supported for a table; {CHAT_COMPLETIONS!r} is.",
+            f"Endpoint {endpoint!r} is not supported for a table; {' and '.join(TABLE_ENDPOINTS)} are.",
             "endpoint_not_supported",
             "endpoint",
         )
     owners = {name for name in (create.key, create.series) if name is not None}
-    checked = check_dataset(create.dataset, state.places, owners=owners)
+    finder = state.finder(team)
+    checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=not create.dry_run)
+    content = content_sha256(create.dataset, create.model, endpoint, checked.files)
     return NewBatch(
-        content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.source_path),
+        content_sha256=hashlib.sha256(f"dry run {content}".encode()).hexdigest() if create.dry_run else content,
         dataset=create.dataset.model_dump(mode="json"),
         endpoint=endpoint,
         model=create.model,
+        reuse=create.reuse,
+        dry_run=create.dry_run,
         **_common(create),
     )
 
@@ -83,6 +87,8 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
     for name in ("endpoint", "completion_window"):
         if getattr(create, name) is None:
             raise _refused(f"Missing required parameter: {name!r}.", "missing_required_parameter", name)
+    if create.dry_run or create.reuse == "never":
+        raise _refused("`dry_run` and `reuse` are for tables.", "invalid_request", "dry_run")
     if create.model is not None:
         raise _refused("The model of a request file stands in its lines.", "invalid_request", "model")
     assert create.input_file_id is not None  # noqa: S101 (the caller looked)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import BatchStatus, RowStatus
+from airflow_batch_llm.service.asked_rows import RowKeys, determined
 from airflow_batch_llm.service.duty_context import DutyContext, ends_as, undone
-from airflow_batch_llm.service.places import Places
-from airflow_batch_llm.service.spec import check_dataset, content_sha256
+from airflow_batch_llm.service.publishing import Publisher
+from airflow_batch_llm.service.spec import (
+    CheckedDataset,
+    check_dataset,
+    content_sha256,
+    output_columns,
+    request_parameters,
+)
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.service.table_planner import Planner
-from airflow_batch_llm.service.targets import (
-    TargetTakenError,
-    beside,
-    check_free,
-    manifest_path,
-    publish,
-    sha256_of,
-)
+from airflow_batch_llm.service.targets import Target, target_of
 from airflow_batch_llm.store.duties import Duty
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
@@ -33,10 +36,20 @@ log = logging.getLogger(__name__)
 def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> Plan:
     """Stages the plan. Raises :class:`InvalidRequestError` where the source cannot be planned, or has changed."""
     spec = DatasetSpec.model_validate(batch["dataset"])
-    places = Places(context.settings.data_roots)
-    dataset = check_dataset(spec, places, owners=_owners(batch))
-    plan = Planner(context.stage(prefix), dataset, spec, context.done_before(batch)).plan()
-    _check_unchanged(spec, places, batch)
+    finder = context.finder()
+    dataset = check_dataset(spec, batch["endpoint"], finder, owners=_owners(batch), writes=not batch["dry_run"])
+    identity = context.workers.identity_of(batch["model"])
+    planner = Planner(
+        context.stage(prefix),
+        dataset,
+        spec,
+        batch["endpoint"],
+        keys=_keys(context, batch, spec, identity),
+        index=context.index(batch["team"]),
+        done_before=context.done_before(batch),
+    )
+    plan = planner.plan(engine_identity=identity)
+    _check_unchanged(spec, dataset, context, batch)
     return plan
 
 
@@ -47,46 +60,92 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         log.info("cancelled %s without a target: a newer batch has taken it over", duty.batch_id)
         return
     spec = DatasetSpec.model_validate(batch["dataset"])
-    target = Places(context.settings.data_roots).resolve(spec.target, param="dataset.target")
-    assembler = _assembler(context, batch, spec)
-    with beside(target, duty.batch_id) as new:
-        assembler.assemble(new, target.suffix.lower())
-        file = TargetFile(uri=str(target), rows=assembler.rows, bytes=new.stat().st_size, sha256=sha256_of(new))
-        manifest = _manifest(context, batch, spec, target, file, assembler)
-        _publish(batch, spec, new, target, file)
-    _write_manifest(target, manifest)
-    context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        assembler = Assembler(
+            storage=context.storage,
+            prefix=batch["plan_key"],
+            parts=context.parts(batch),
+            rows=batch["rows_total"],
+            undone=undone(batch),
+            output=output_columns(spec, batch["endpoint"]),
+            folder=folder,
+            kept=spec.passthrough,
+        )
+        assembler.load()
+        with closing(assembler):
+            manifest = _written(context, batch, spec, assembler)
+            _note_answers(context, batch, assembler, folder)
+    failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
+    context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_failed=failed)
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
+    context.index(batch["team"]).tidy()
 
 
-def _check_unchanged(spec: DatasetSpec, places: Places, batch: Mapping[str, Any]) -> None:
+def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, identity: str | None) -> RowKeys | None:
+    """How equal rows are known: only where they must get equal answers, and the caller lets them."""
+    parameters = request_parameters(spec, batch["endpoint"])
+    if batch["reuse"] == "never" or identity is None or not determined(batch["endpoint"], parameters):
+        return None
+    decides = [identity, batch["endpoint"], parameters, spec.choices, spec.output_schema]
+    return RowKeys(context.team_secrets.get(batch["team"]), json.dumps(decides, sort_keys=True).encode())
+
+
+def _written(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler) -> Manifest:
+    """The target, its files published before its manifest."""
+    places = context.places
+    target = target_of(spec, places, several=False)
+    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch))
+    staged = assembler.files
+    files: list[TargetFile] = []
+    if target.folder:
+        for number, file in enumerate(staged):
+            uri = target.file_uri(file.relative, number, batch["id"])
+            with publisher.file(uri) as path:
+                rows = assembler.assemble([number], path, target.format)
+                files.append(publisher.publish(path, uri, rows))
+        assembler.check_all_written()
+    else:
+        with publisher.file(target.uri) as path:
+            rows = assembler.assemble(range(len(staged)), path, target.format)
+            assembler.check_all_written()
+            files.append(publisher.publish(path, target.uri, rows))
+    manifest = _manifest(context, batch, spec, target, files, assembler)
+    publisher.publish_manifest(manifest)
+    return manifest
+
+
+def _note_answers(context: DutyContext, batch: Mapping[str, Any], assembler: Assembler, folder: Path) -> None:
+    """Lets later batches find the answers, if all workers had the engine that the rows' keys were made for."""
+    if batch["engine_identity"] is None or context.chunks.identities(batch["id"]) != {batch["engine_identity"]}:
+        return
+    path = folder / "index.parquet"
+    rows = assembler.write_index(path, batch["id"], clock.now().timestamp())
+    if rows:
+        seconds = batch["output_seconds"] or context.settings.reuse_seconds
+        context.index(batch["team"]).add(batch["id"], path, rows=rows, seconds=seconds)
+
+
+def _check_unchanged(
+    spec: DatasetSpec, dataset: CheckedDataset, context: DutyContext, batch: Mapping[str, Any]
+) -> None:
     """What was read must be what was submitted: a source that changed meanwhile is a plan of nobody's table."""
-    path = places.resolve(spec.source, param="dataset.source")
-    if content_sha256(spec, batch["model"], batch["endpoint"], path) != batch["content_sha256"]:
+    files = context.finder().find(spec.source)
+    if content_sha256(spec, batch["model"], batch["endpoint"], files) != batch["content_sha256"]:
         raise InvalidRequestError(
-            f"Source {path} has changed since the batch was submitted. Nothing was run. Submit it again.",
+            f"Source {dataset.shown_source} has changed since the batch was submitted. Nothing was run. "
+            "Submit it again.",
             code="source_changed",
             param="dataset.source",
         )
-
-
-def _assembler(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec) -> Assembler:
-    return Assembler(
-        storage=context.storage,
-        prefix=batch["plan_key"],
-        parts=context.parts(batch),
-        rows=batch["rows_total"],
-        undone=undone(batch),
-        kept=spec.passthrough,
-    )
 
 
 def _manifest(
     context: DutyContext,
     batch: Mapping[str, Any],
     spec: DatasetSpec,
-    target: Path,
-    file: TargetFile,
+    target: Target,
+    files: list[TargetFile],
     assembler: Assembler,
 ) -> Manifest:
     return Manifest(
@@ -98,34 +157,19 @@ def _manifest(
         model=batch["model"],
         engine_identity=context.workers.identity_of(batch["model"]),
         source=spec.source,
-        format=target.suffix.lower().removeprefix("."),
-        files=[file],
+        format=target.format.kind,
+        folder=target.uri if target.folder else None,
+        files=files,
         rows=assembler.rows,
         counts={status: assembler.counts[status] for status in RowStatus if assembler.counts[status]},
+        rows_duplicate=batch["rows_duplicate"],
+        rows_reused=batch["rows_reused"],
         prompt_tokens=batch["prompt_tokens"],
         completion_tokens=batch["completion_tokens"],
         gpu_seconds=round(batch["gpu_seconds"], 3),
         created_at=int(batch["created_at"]),
         finished_at=int(clock.now().timestamp()),
     )
-
-
-def _publish(batch: Mapping[str, Any], spec: DatasetSpec, new: Path, target: Path, file: TargetFile) -> None:
-    """Moves the target to its place, unless an attempt that died right after doing so has done it."""
-    if target.exists() and sha256_of(target) == file.sha256:
-        return
-    try:
-        check_free(target, overwrite=spec.overwrite, owners=_owners(batch))
-    except InvalidRequestError as error:
-        raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
-    publish(new, target, replace=target.exists())
-
-
-def _write_manifest(target: Path, manifest: Manifest) -> None:
-    path = manifest_path(target)
-    with beside(path, manifest.batch_id) as new:
-        new.write_text(manifest.model_dump_json(indent=2) + "\n")
-        publish(new, path, replace=True)
 
 
 def _owners(batch: Mapping[str, Any]) -> set[str]:

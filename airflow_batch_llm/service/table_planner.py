@@ -1,31 +1,37 @@
-"""Planning a table: a source becomes a staged plan of chunks, which one transaction then makes real.
+"""Planning a table: its rows become a staged plan of chunks, which one transaction then makes real.
 
-Streams: never holds more than one chunk of rows in memory. A planner that dies leaves nothing but staged bytes that
+Streams: never holds more than some thousand rows in memory. A planner that dies leaves nothing but staged bytes that
 no plan names, and the next attempt stages its own.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import orjson
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.service.asked_rows import AskedRows, RowKeys, body_shape
+from airflow_batch_llm.service.chunk_cutter import ChunkCutter
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
-from airflow_batch_llm.service.sources import LINE, ROWS, Fault, JsonlSource, SourceRows, typed_lines
-from airflow_batch_llm.service.spec import CheckedDataset
+from airflow_batch_llm.service.result_index import KNOWN_COLUMNS, ResultIndex
+from airflow_batch_llm.service.sources import LINE, JsonlSource, Source, SourceRows, open_source
+from airflow_batch_llm.service.spec import CheckedDataset, check_columns
+from airflow_batch_llm.service.staged_schema import STAGED_LINE, JsonSchemas
 from airflow_batch_llm.service.targets import check_carries
-from airflow_batch_llm.service.template import NotTextError
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec
-from airflow_batch_llm.worker_wire import ResultLine, RowLine
+from airflow_batch_llm.worker_wire import ResultLine
 
 CHARACTERS_PER_TOKEN: Final = 4
 """The usual rule of thumb for English and code; it only decides where a chunk is cut."""
@@ -33,8 +39,25 @@ TOKENS_PER_MESSAGE: Final = 8
 ANSWER_TOKENS: Final = 256
 """What an answer is taken to need where no limit is set."""
 
+FILES_FILE: Final = "files.json"
 SCHEMA_FILE: Final = "schema.arrow"
-STAGED_LINE: Final = "line"
+COPIES_FILE: Final = "copies.parquet"
+KEYS_FILE: Final = "keys.parquet"
+COPIES: Final = pa.schema([("row", pa.int64()), ("of", pa.int64())])
+KEYS: Final = pa.schema([("row", pa.int64()), ("key", pa.binary())])
+
+
+class StagedFile(msgspec.Struct):
+    """A source file as it was staged below ``<plan>/files/<number>/``."""
+
+    uri: str
+    relative: str
+    rows: int
+
+
+def file_folder(number: int) -> str:
+    """Where a staged file lies below its plan."""
+    return f"files/{number:06d}"
 
 
 @dataclass
@@ -44,149 +67,229 @@ class Planner:
     stage: PlanStage
     dataset: CheckedDataset
     spec: DatasetSpec
+    endpoint: str
+    keys: RowKeys | None
+    """How rows get their keys; None where equal rows may get unequal answers, so that every one is asked."""
+    index: ResultIndex | None = None
+    """Where known answers are looked up; used only together with ``keys``."""
     done_before: Iterable[ResultLine] = ()
     """Results of the generation before this batch, which keeps those that are answers."""
     rows: int = 0
+    files: list[StagedFile] = field(default_factory=list)
     _faulty: int = 0
+    _reused: int = 0
+    _copies: int = 0
 
-    def plan(self) -> Plan:
-        """Reads the source once and stages what the batch needs of it.
+    def plan(self, *, engine_identity: str | None) -> Plan:
+        """Reads the source once and stages what the batch needs of it. The identity is what ``keys`` were made for.
 
         Raises :class:`InvalidRequestError` where the source cannot be planned at all.
         """
-        self._answer_tokens = _answer_tokens(self.spec)
-        self._keeps_lines = isinstance(self.dataset.source, JsonlSource) and self._suffix == ".jsonl"
-        self._schemas = _Schemas(self.dataset, whole=self.spec.passthrough is None)
         self.stage.keep_answers(self.done_before)
-        for line, tokens in self._staged_lines():
-            self.stage.add_row(line, tokens)
-        if self.rows == 0:
-            raise InvalidRequestError(f"Source {self.dataset.source_path} has no rows.", code="empty_source")
+        roles = None if self.endpoint == EMBEDDINGS else [message.role for message in self.spec.messages]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with closing(AskedRows(folder, body_shape(roles), self.keys)) as asked:
+                self._stage_files(folder, asked)
+                self._take_known(folder, asked)
+                self._cut(folder, asked)
         self.stage.finish()
         return Plan(
             storage_key=self.stage.prefix,
             rows_total=self.rows,
             rows_done=self.stage.results_stored,
             rows_failed=self._faulty,
-            chunks=self.stage.chunks,
+            rows_reused=self._reused,
+            rows_duplicate=self._copies,
+            engine_identity=engine_identity if self.keys else None,
+            chunks=self.stage.chunks_longest_first(),
         )
 
+    def _stage_files(self, folder: Path, asked: AskedRows) -> None:
+        renderer_of = self.dataset.renderer
+        schemas = None
+        for number, file in enumerate(self.dataset.files):
+            source = self.dataset.first if number == 0 else open_source(file)
+            kept = check_columns(self.spec, source, file)
+            if schemas is None or self.dataset.target.folder:
+                schemas = self._schemas(source)
+            path = folder / ROWS_FILE
+            count = 0
+            with closing(_Staging(path)) as staging:
+                for rows in source.batches(
+                    used=self.dataset.used, kept=kept, reserved=self.dataset.output.schema.names
+                ):
+                    texts = renderer_of(file).render(rows)
+                    schemas.saw(rows, self.rows)
+                    staging.write(rows, self.rows)
+                    self._ask(rows, texts, asked)
+                    self.rows += len(rows)
+                    count += len(rows)
+            if count:
+                self.stage.storage.put_file(self._at(len(self.files), ROWS_FILE), path)
+                self.files.append(StagedFile(file.uri, file.relative, count))
+                if self.dataset.target.folder:
+                    self._finish_schema(schemas, [len(self.files) - 1])
+        if not self.files:
+            raise InvalidRequestError(f"Source {self.dataset.shown_source} has no rows.", code="empty_source")
+        if schemas is not None and not self.dataset.target.folder:
+            self._finish_schema(schemas, range(len(self.files)))
+        self._put(FILES_FILE, msgspec.json.encode(self.files))
+
+    def _finish_schema(self, schemas: _Schemas, files: Iterable[int]) -> None:
+        """Notes the types of the columns that these files' rows have in the target, once those are known."""
+        if not isinstance(schemas, _Lines):
+            check_carries(self.dataset.target, schemas.schema)
+        for number in files:
+            if isinstance(schemas, JsonSchemas):
+                with self.stage.storage.open(self._at(number, ROWS_FILE)) as stream:
+                    schemas.check(stream)
+            self.stage.storage.put(self._at(number, SCHEMA_FILE), schemas.schema.serialize().to_pybytes())
+
+    def _at(self, number: int, name: str) -> str:
+        return f"{self.stage.prefix}/{file_folder(number)}/{name}"
+
+    def _schemas(self, source: Source) -> _Schemas:
+        if not isinstance(source, JsonlSource):
+            return _Typed(several=len(self.dataset.files) > 1 and not self.dataset.target.folder)
+        if self.dataset.target.format.kind == "jsonl":
+            return _Lines()
+        return JsonSchemas(self.spec.passthrough)
+
+    def _ask(self, rows: SourceRows, texts: Sequence[pa.Array], asked: AskedRows) -> None:
+        """Notes the rows that can be asked, and the faults of those that cannot."""
+        wanted = np.ones(len(rows), dtype=bool)
+        kept = self.stage.kept_among(self.rows, len(rows))
+        if self.keys is None:
+            wanted &= ~kept  # nothing follows from their answers
+        for position, fault in rows.faults.items():
+            self._faulty += 1
+            wanted[position] = False
+            self.stage.add_result(ResultLine(self.rows + position, "error", code=fault.code, error=fault.message))
+        numbers = pa.array(np.arange(self.rows, self.rows + len(rows)))
+        characters = sum((pc.utf8_length(text).to_numpy() for text in texts), start=np.zeros(len(rows), np.int64))
+        tokens = pa.array(characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(texts) + self._answer_tokens)
+        chosen = [numbers, tokens, pa.array(kept), *texts]
+        if not wanted.all():
+            mask = pa.array(wanted)
+            chosen = [column.filter(mask) for column in chosen]
+        asked.add(chosen[0], chosen[3:], tokens=chosen[1], done=chosen[2])
+
     @property
-    def _suffix(self) -> str:
-        return self.dataset.target_path.suffix.lower()
+    def _answer_tokens(self) -> int:
+        return 0 if self.endpoint == EMBEDDINGS else answer_tokens(self.spec)
 
-    def _staged_lines(self) -> Iterator[tuple[RowLine, int]]:
-        """The rows that can be asked, with an estimate of their tokens; all rows are staged on the way."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ROWS_FILE
-            writer: pq.ParquetWriter | None = None
-            for rows in self.dataset.source.batches(used=self.dataset.used, kept=self.dataset.passthrough):
-                staged = _numbered(rows, self.rows)
-                writer = writer or pq.ParquetWriter(path, staged.schema, compression="zstd")
-                writer.write_batch(staged)
-                if not self._keeps_lines:
-                    self._schemas.saw(rows, self.rows)
-                yield from self._lines(rows)
-                self.rows += len(rows)
-            if writer:
-                writer.close()
-                self._schemas.check(path)
-                self.stage.storage.put_file(f"{self.stage.prefix}/{ROWS_FILE}", path)
-                self._stage_schema()
+    def _take_known(self, folder: Path, asked: AskedRows) -> None:
+        if self.index is None or self.keys is None:
+            return
+        with self.index.fetched(folder / "index") as found:
+            for known in asked.known(found.files, found.living, KNOWN_COLUMNS):
+                self._reused += 1
+                self.stage.add_result(ResultLine(known.pop("row"), "success", **_given(known)))
 
-    def _stage_schema(self) -> None:
-        schema = pa.schema([(LINE, pa.large_binary())]) if self._keeps_lines else self._schemas.schema
-        if not self._keeps_lines:
-            check_carries(self.dataset.target_path, schema)
-        self.stage.storage.put(f"{self.stage.prefix}/{SCHEMA_FILE}", schema.serialize().to_pybytes())
+    def _cut(self, folder: Path, asked: AskedRows) -> None:
+        cutter = ChunkCutter(self.stage)
+        copies, keys = _Column(folder / COPIES_FILE, COPIES), _Column(folder / KEYS_FILE, KEYS)
+        for some in asked.ordered():
+            cutter.add(some.rows, some.bodies, some.tokens)
+            copies.write(some.copies)
+            self._copies += some.copies.num_rows
+            if some.keys is not None:
+                keys.write(pa.record_batch([pa.array(some.rows), some.keys.cast(pa.binary())], schema=KEYS))
+        cutter.finish()
+        for column, name in ((copies, COPIES_FILE), (keys, KEYS_FILE)):
+            if column.close():
+                self.stage.storage.put_file(f"{self.stage.prefix}/{name}", column.path)
 
-    def _lines(self, rows: SourceRows) -> Iterator[tuple[RowLine, int]]:
-        for position, values in enumerate(rows.values):
-            row = self.rows + position
-            fault = rows.faults.get(position)
-            messages = fault or self._messages(values)
-            if isinstance(messages, Fault):
-                self._faulty += 1
-                self.stage.add_result(ResultLine(row, "error", code=messages.code, error=messages.message))
-                continue
-            if self.stage.is_kept(row):
-                continue
-            characters = sum(len(message["content"]) for message in messages)
-            estimate = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + self._answer_tokens
-            yield RowLine(row, msgspec.Raw(orjson.dumps({"messages": messages}))), estimate
-
-    def _messages(self, values: dict[str, Any]) -> list[dict[str, str]] | Fault:
-        values = values | self.spec.constants
-        try:
-            return [{"role": role, "content": template.render(values)} for role, template in self.dataset.templates]
-        except NotTextError as error:
-            return Fault("not_text", str(error))
+    def _put(self, name: str, content: bytes) -> None:
+        self.stage.storage.put(f"{self.stage.prefix}/{name}", content)
 
 
-class _Schemas:
-    """The types of the columns that the target repeats; those of JSON lines are known once all were seen."""
+class _Staging:
+    """Writes the columns that the target repeats under names of our own, so that none can clash."""
 
-    def __init__(self, dataset: CheckedDataset, *, whole: bool) -> None:
-        self._typed = not isinstance(dataset.source, JsonlSource)
-        self._kept = None if dataset.source.fixed_columns else dataset.passthrough
-        self._all = whole
-        self._widened = False
-        self.schema = pa.schema([])
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: SourceRows, start: int) -> None:
+        staged = rows.staged
+        numbers = pa.array(np.arange(start, start + len(rows)))
+        names = ["row", *(STAGED_LINE if name == LINE else f"column_{i}" for i, name in enumerate(staged.schema.names))]
+        fields = [column.with_name(name) for name, column in zip(names[1:], staged.schema, strict=True)]
+        batch = pa.record_batch([numbers, *staged.columns], schema=pa.schema([pa.field("row", pa.int64()), *fields]))
+        self._writer = self._writer or pq.ParquetWriter(self._path, batch.schema, compression="zstd")
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+class _Lines:
+    """JSON lines that the target repeats to the letter: they need no types."""
+
+    schema = pa.schema([(LINE, pa.large_binary())])
 
     def saw(self, rows: SourceRows, start: int) -> None:
-        if self._typed:
-            self.schema = rows.staged.schema
-            return
-        end = start + len(rows)
-        try:
-            seen = pa.Table.from_pylist(self._repeated(rows)).schema
-            before, self.schema = self.schema, pa.unify_schemas([self.schema, seen], promote_options="permissive")
-        except (pa.ArrowException, OverflowError) as error:
-            raise _mixed_types(start, end, error) from error
-        self._widened |= any(self.schema.field(column.name).type != column.type for column in before)
-
-    def check(self, staged: Path) -> None:
-        """What a later row made of a column must hold the earlier rows too: a large integer is no float."""
-        if not self._widened:
-            return
-        start = 0
-        with pq.ParquetFile(staged) as file:
-            for batch in file.iter_batches(batch_size=ROWS, columns=[STAGED_LINE], use_threads=False):
-                end = start + len(batch)
-                try:
-                    typed_lines(batch, self.schema)
-                except (pa.ArrowException, OverflowError) as error:
-                    raise _mixed_types(start, end, error) from error
-                start = end
-
-    def _repeated(self, rows: SourceRows) -> list[dict[str, Any]]:
-        names: dict[str, None] = {}
-        for row in rows.values:
-            names.update(dict.fromkeys(row))
-        kept = [name for name in names if self._all or name in (self._kept or ())]
-        return [{name: row.get(name) for name in kept} for row in rows.values]
+        pass
 
 
-def _mixed_types(start: int, end: int, error: Exception) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"The rows from {start} to {end - 1} have a field whose values are of another type than in other rows "
-        f"({error}), which one column cannot hold. Use a .jsonl target, or leave the field out of passthrough.",
-        code="mixed_types",
-    )
+class _Typed:
+    """Columns that have types of their own. Where several files go into one, theirs must be the same."""
+
+    def __init__(self, *, several: bool) -> None:
+        self._several = several
+        self.schema: pa.Schema = pa.schema([])
+
+    def saw(self, rows: SourceRows, start: int) -> None:
+        seen = rows.staged.schema
+        if start and self._several and not seen.equals(self.schema):
+            raise InvalidRequestError(
+                f"The file that begins at row {start} has the columns {_named(seen)}, the ones before it "
+                f"{_named(self.schema)}: they do not fit into one target. Use a folder as target (ending with /), "
+                "or list the columns to keep in passthrough.",
+                code="schemas_differ",
+                param="dataset.source",
+            )
+        self.schema = seen
 
 
-def _numbered(rows: SourceRows, start: int) -> pa.RecordBatch:
-    """The staged columns under names of our own, so that none can clash, behind their row numbers."""
-    staged = rows.staged
-    numbers = pa.array(range(start, start + len(rows)), pa.int64())
-    names = ["row", *(STAGED_LINE if name == LINE else f"column_{i}" for i, name in enumerate(staged.schema.names))]
-    fields = [field.with_name(name) for name, field in zip(names[1:], staged.schema, strict=True)]
-    schema = pa.schema([pa.field("row", pa.int64()), *fields])
-    return pa.record_batch([numbers, *staged.columns], schema=schema)
+_Schemas = _Lines | _Typed | JsonSchemas
 
 
-def _answer_tokens(spec: DatasetSpec) -> int:
+class _Column:
+    """A Parquet file that is made once there is something to write."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self._schema = schema
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._writer = self._writer or pq.ParquetWriter(self.path, self._schema, compression="zstd")
+            self._writer.write_batch(batch.cast(self._schema))
+
+    def close(self) -> bool:
+        """Whether there is a file."""
+        if self._writer:
+            self._writer.close()
+        return self._writer is not None
+
+
+def answer_tokens(spec: DatasetSpec) -> int:
+    """What an answer takes at most, where the spec says; else a guess."""
     if spec.choices:
         return max(len(choice) for choice in spec.choices) // CHARACTERS_PER_TOKEN + 1
     limit = spec.parameters.get("max_completion_tokens", spec.parameters.get("max_tokens", ANSWER_TOKENS))
-    return limit if isinstance(limit, int) else ANSWER_TOKENS
+    samples = spec.parameters.get("n") or 1
+    return limit * samples if isinstance(limit, int) else ANSWER_TOKENS * samples
+
+
+def _given(known: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _named(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name} {column.type}" for column in schema) or "none"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, BinaryIO
 
 import msgspec
@@ -13,49 +13,102 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import NotFoundError
+from airflow_batch_llm.service.formats import FileFormat, decompressed
+from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.sources import ROWS
-from airflow_batch_llm.service.targets import read_manifest
-from airflow_batch_llm.wire import ResultRow
+from airflow_batch_llm.service.targets import FOLDER_MANIFEST, read_manifest
+from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
+
+_Rows = Iterator[tuple[dict[str, Any], int]]
+"""Rows, each with the place in bytes where the next one begins, as far as that can be gone to."""
 
 
-def target_results(manifest: Mapping[str, Any], first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
+def target_results(places: Places, record: Any, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
     """The target's rows from number ``first`` on, each with a cursor; ``offset`` is where that row's bytes begin.
 
     Raises :class:`NotFoundError` where the target is gone or belongs to another batch by now.
     """
-    target = Path(manifest["files"][0]["uri"])
-    standing = read_manifest(target)
-    if standing is None or standing.batch_id != manifest["batch_id"] or not target.exists():
+    manifest = Manifest.model_validate(record)
+    _check_standing(places, manifest)
+    return _rows(places, manifest, first, offset)
+
+
+def _rows(places: Places, manifest: Manifest, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
+    begins = 0
+    for file in manifest.files:
+        ends = begins + file.rows
+        if first < ends:
+            for row, (columns, end) in enumerate(_file_rows(places, file, first - begins, offset), start=first):
+                yield f"line-{row + 1}.{end if row + 1 < ends else 0}", _shown(row, columns)
+            first, offset = ends, 0
+        begins = ends
+
+
+def _shown(row: int, columns: dict[str, Any]) -> ResultRow:
+    return ResultRow(row=row, status=columns["llm_status"], columns=columns)
+
+
+def _check_standing(places: Places, manifest: Manifest) -> None:
+    uri = manifest.files[0].uri
+    tree = places.tree(uri)
+    noted = f"{manifest.folder}/{FOLDER_MANIFEST}" if manifest.folder else f"{uri}.manifest.json"
+    standing = read_manifest(tree, noted)
+    if standing is None or standing.batch_id != manifest.batch_id or tree.stat(uri) is None:
         raise NotFoundError(
-            f"Target {target} of batch {manifest['batch_id']} was removed or replaced since.", code="target_gone"
+            f"Target {manifest.folder or uri} of batch {manifest.batch_id} was removed or replaced since.",
+            code="target_gone",
         )
-    read = {".jsonl": _json_lines, ".csv": _csv_records}.get(target.suffix.lower(), _parquet_rows)
-    return (
-        (f"line-{row + 1}.{end}", ResultRow(row=row, status=columns["llm_status"], columns=columns))
-        for row, (columns, end) in enumerate(read(target, first, offset), start=first)
-    )
 
 
-def _json_lines(target: Path, first: int, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    with target.open("rb") as stream:
+def _file_rows(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
+    """The rows of one file from its row ``first`` on, which begins at ``offset`` where that is not 0."""
+    tree = places.tree(file.uri)
+    entry = tree.stat(file.uri)
+    form = FileFormat.of_name(file.uri)
+    if entry is None or form is None:
+        raise NotFoundError(f"{file.uri} was removed since.", code="target_gone")
+    with tree.open(entry) as stream:
+        if form.kind == "parquet":
+            yield from _parquet_rows(stream, first)
+            return
+        seekable = form.compression == "none"
+        with decompressed(stream, form.compression) as inner:
+            read = _json_lines if form.kind == "jsonl" else _csv_records
+            rows = read(inner, offset if seekable else 0)
+            for columns, end in rows if offset and seekable else islice(rows, first, None):
+                yield columns, end if seekable else 0
+
+
+def _json_lines(stream: BinaryIO, offset: int) -> _Rows:
+    if offset:
         stream.seek(offset)
-        for line in stream:
-            offset += len(line)
-            yield msgspec.json.decode(line), offset
+    for line in _lines(stream):
+        offset += len(line)
+        yield msgspec.json.decode(line), offset
 
 
-def _csv_records(target: Path, first: int, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    with target.open("rb") as stream:
-        lines = _CountedLines(stream)
-        names = next(csv.reader(lines))
-        if offset:
-            lines.go_to(offset)
-        for record in csv.reader(lines):
-            yield dict(zip(names, record, strict=True)), lines.position
+def _csv_records(stream: BinaryIO, offset: int) -> _Rows:
+    lines = _CountedLines(_lines(stream))
+    names = next(csv.reader(lines))
+    if offset:
+        stream.seek(offset)
+        lines = _CountedLines(_lines(stream), offset)
+    for record in csv.reader(lines):
+        yield dict(zip(names, record, strict=True)), lines.position
 
 
-def _parquet_rows(target: Path, first: int, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    with pq.ParquetFile(target) as file:
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a stream that may not know lines itself."""
+    rest = b""
+    while block := stream.read(1 << 18):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+    if rest:
+        yield rest
+
+
+def _parquet_rows(stream: BinaryIO, first: int) -> _Rows:
+    with pq.ParquetFile(stream) as file:
         groups, skipped = _groups_from(file.metadata, first)
         skip = first - skipped
         for batch in file.iter_batches(batch_size=ROWS, row_groups=groups):
@@ -79,21 +132,15 @@ def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
 class _CountedLines:
     """A file's lines as text for the CSV reader, with the place in bytes that they were read up to."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.position = 0
-
-    def go_to(self, position: int) -> None:
-        self._stream.seek(position)
+    def __init__(self, lines: Iterator[bytes], position: int = 0) -> None:
+        self._lines = lines
         self.position = position
 
     def __iter__(self) -> _CountedLines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
+        line = next(self._lines)
         self.position += len(line)
         return line.decode()
 

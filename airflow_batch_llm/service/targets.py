@@ -1,211 +1,143 @@
-"""Writing a target: what a format can carry, the writers, and how a finished file gets to its place."""
+"""The target of a table: where it goes in which format, whether the place is free, what the format can carry."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
-import msgspec
-import orjson
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.service.sources import LINE
-from airflow_batch_llm.wire import Manifest
-from airflow_batch_llm.worker_wire import ResultLine
+from airflow_batch_llm.service.formats import ENDINGS, FileFormat
+from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.source_files import UPLOADED
+from airflow_batch_llm.storage.tree import Entry, Tree
+from airflow_batch_llm.wire import DatasetSpec, Manifest
 
-OUTPUT_SCHEMA: Final = pa.schema(
-    [
-        ("llm_output", pa.string()),
-        ("llm_status", pa.string()),
-        ("llm_error", pa.string()),
-        ("llm_finish_reason", pa.string()),
-        ("llm_prompt_tokens", pa.int64()),
-        ("llm_completion_tokens", pa.int64()),
-    ]
-)
-
-
-def output_values(line: ResultLine) -> tuple[Any, ...]:
-    """A result as the values of :data:`OUTPUT_SCHEMA`."""
-    return (
-        line.output,
-        line.status,
-        f"{line.code}: {line.error}" if line.error else None,
-        line.finish_reason,
-        line.prompt_tokens,
-        line.completion_tokens,
-    )
+FOLDER_MANIFEST: Final = "_manifest.json"
 
 
 class TargetTakenError(Exception):
     """A file that is not this batch's stands where the target should go."""
 
 
-def manifest_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.manifest.json")
+@dataclass(frozen=True)
+class Target:
+    """``uri`` is a file, or (with ``folder``) a folder without the ``/`` at its end."""
+
+    uri: str
+    folder: bool
+    format: FileFormat
+
+    @property
+    def manifest_uri(self) -> str:
+        return f"{self.uri}/{FOLDER_MANIFEST}" if self.folder else f"{self.uri}.manifest.json"
+
+    def file_uri(self, relative: str, number: int, batch_id: str) -> str:
+        """Where the rows of one source file go. The name holds the batch's id, so that no batch writes another's."""
+        if not self.folder:
+            return self.uri
+        path = PurePosixPath(relative)
+        form = FileFormat.of_name(path.name)
+        stem = f"part-{number:05d}" if form is None or UPLOADED.match(path.name) else form.stem(path.name)
+        name = f"{stem}-{batch_id}{self.format.ending}"
+        return f"{self.uri}/{path.parent / name}"
 
 
-def check_format(target: Path) -> None:
-    """Raises :class:`InvalidRequestError` unless the ending names a format and the place is no folder."""
-    if target.suffix.lower() not in _WRITERS:
+def target_of(spec: DatasetSpec, places: Places, *, several: bool) -> Target:
+    """The target that a dataset names. Raises :class:`InvalidRequestError` where it cannot be one.
+
+    :param several: whether the source has several files, which may go into a folder or one behind the other.
+    """
+    uri = places.resolve(spec.target, param="dataset.target")
+    named = FileFormat.of_name(uri)
+    if uri.endswith("/") or (named is None and places.tree(uri).is_folder(uri)):
+        kind = spec.format or "parquet"
+        return Target(uri.rstrip("/"), True, FileFormat(kind, _compression(spec, kind)))
+    if named is None:
         raise _refused(
             "format_not_supported",
-            f"Target {target} ends in {target.suffix or 'nothing'}; a target ends in .parquet, .jsonl or .csv.",
+            f"Target {uri} does not end in {ENDINGS}. A folder ends with /.",
         )
-    if target.is_dir():
-        raise _refused("target_is_folder", f"Target {target} is a folder. Name a file.")
-
-
-def check_free(target: Path, *, overwrite: bool, owners: set[str]) -> None:
-    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced."""
-    if overwrite or not target.exists():
-        return
-    manifest = read_manifest(target)
-    if manifest is None or not {manifest.key, manifest.series} & owners:
-        written = f"batch {manifest.batch_id} wrote it" if manifest else "no manifest stands beside it"
+    if spec.format not in (None, named.kind):
+        raise _refused("format_mismatch", f"Target {uri} is {named.kind} by its ending, but format is {spec.format}.")
+    if named.kind == "parquet":
+        named = FileFormat("parquet", _compression(spec, "parquet"))
+    elif spec.compression not in (None, named.compression):
         raise _refused(
-            "target_exists",
-            f"Target {target} exists ({written}). Choose another target, or allow it to be replaced with overwrite.",
+            "format_mismatch",
+            f"Target {uri} has the compression {named.compression} by its ending, but compression is "
+            f"{spec.compression}.",
         )
+    if places.tree(uri).is_folder(uri):
+        raise _refused("target_is_folder", f"Target {uri} is a folder. Name a file, or end the folder with /.")
+    return Target(uri, False, named)
 
 
-def check_carries(target: Path, schema: pa.Schema) -> None:
+def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str]) -> None:
+    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced."""
+    tree = places.tree(target.uri)
+    if overwrite:
+        return
+    if target.folder:
+        standing = next(iter(tree.list(target.uri)), None) if tree.is_folder(target.uri) else None
+    else:
+        standing = tree.stat(target.uri)
+    manifest = read_manifest(tree, target.manifest_uri)
+    if (standing is None and (manifest is None or not target.folder)) or (
+        manifest is not None and {manifest.key, manifest.series} & owners
+    ):
+        return
+    written = f"batch {manifest.batch_id} wrote it" if manifest else "no manifest stands beside it"
+    what = "is a folder with tables in it" if target.folder else "exists"
+    raise _refused(
+        "target_exists",
+        f"Target {target.uri} {what} ({written}). Choose another target, or allow it to be replaced with overwrite.",
+    )
+
+
+def check_carries(target: Target, schema: pa.Schema, *, of_output: bool = False) -> None:
     """Raises :class:`InvalidRequestError` for a column that the target's format would bend."""
-    suffix = target.suffix.lower()
+    kind = target.format.kind
+    instead = (
+        "ask for something else" if of_output else "leave the column out by listing the columns to keep in passthrough"
+    )
     for column in schema:
-        if suffix == ".parquet" and _has_empty_struct(column.type):
+        if kind == "parquet" and _has_empty_struct(column.type):
             raise _refused(
                 "column_not_supported",
                 f"Column {column.name!r} holds only empty objects, which a .parquet target cannot hold. "
-                "Use a .jsonl target, or leave the column out by listing the columns to keep in passthrough.",
+                f"Use a .jsonl target, or {instead}.",
             )
-        if suffix != ".parquet" and not _plain(column.type, nested=suffix == ".jsonl"):
+        if kind != "parquet" and not _plain(column.type, nested=kind == "jsonl"):
             raise _refused(
                 "column_not_supported",
-                f"Column {column.name!r} is of type {column.type}, which a {suffix} target cannot hold unharmed. "
-                "Use a .parquet target, or leave the column out by listing the columns to keep in passthrough.",
+                f"Column {column.name!r} is of type {column.type}, which a .{kind} target cannot hold unharmed. "
+                f"Use a .parquet target, or {instead}.",
             )
 
 
-def read_manifest(target: Path) -> Manifest | None:
-    """The manifest beside a target, if there is one that can be read."""
+def read_manifest(tree: Tree, uri: str) -> Manifest | None:
+    """The manifest at a place, if there is one that can be read."""
+    entry = tree.stat(uri)
+    if entry is None:
+        return None
     try:
-        return Manifest.model_validate_json(manifest_path(target).read_bytes())
+        with tree.open(entry) as stream:
+            return Manifest.model_validate_json(stream.read())
     except (FileNotFoundError, ValidationError):
         return None
 
 
-class TargetWriter(Protocol):
-    """Takes rows in source order: what was staged of them, and the output columns beside it."""
-
-    def write(self, staged: pa.RecordBatch, output: pa.RecordBatch) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class ParquetWriter:
-    """Parquet with zstd. The source's columns keep their types."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = pa.schema([*schema, *OUTPUT_SCHEMA])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
-
-    def write(self, staged: pa.RecordBatch, output: pa.RecordBatch) -> None:
-        self._writer.write_batch(pa.record_batch([*staged.columns, *output.columns], schema=self._schema))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class CsvWriter:
-    """CSV in UTF-8 with a line of names. Null is an empty field, an empty text is ``""``."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = pa.schema([*schema, *OUTPUT_SCHEMA])
-        self._writer = pa_csv.CSVWriter(path, self._schema)
-
-    def write(self, staged: pa.RecordBatch, output: pa.RecordBatch) -> None:
-        self._writer.write_batch(pa.record_batch([*staged.columns, *output.columns], schema=self._schema))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class JsonlWriter:
-    """JSON objects, one a line. The fields of a JSONL source are repeated to the letter."""
-
-    def __init__(self, path: Path, schema: pa.Schema, *, kept: list[str] | None = None) -> None:
-        self._stream = path.open("wb")
-        self._names = schema.names
-        self._kept = None if kept is None else set(kept)
-
-    def write(self, staged: pa.RecordBatch, output: pa.RecordBatch) -> None:
-        rows = self._lines(staged) if self._names == [LINE] else self._objects(staged)
-        for start, added in zip(rows, output.to_pylist(), strict=True):
-            self._stream.write(_joined(start, orjson.dumps(added)))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _objects(self, staged: pa.RecordBatch) -> Iterator[bytes]:
-        if not self._names:
-            return iter([b"{}"] * staged.num_rows)
-        return (orjson.dumps(row) for row in staged.rename_columns(self._names).to_pylist())
-
-    def _lines(self, staged: pa.RecordBatch) -> Iterator[bytes]:
-        for line in staged.column(0).to_pylist():
-            yield b"{}" if line is None else self._filtered(line)
-
-    def _filtered(self, line: bytes) -> bytes:
-        if self._kept is None:
-            return line
-        row = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        return msgspec.json.encode({name: value for name, value in row.items() if name in self._kept})
-
-
-_WRITERS: Final = {".parquet": ParquetWriter, ".csv": CsvWriter, ".jsonl": JsonlWriter}
-
-
-def open_writer(path: Path, suffix: str, schema: pa.Schema, *, kept: list[str] | None) -> TargetWriter:
-    """A writer into ``path`` for the format that ``suffix`` names; ``kept`` are the fields of JSON lines to repeat."""
-    if suffix == ".jsonl":
-        return JsonlWriter(path, schema, kept=kept)
-    return CsvWriter(path, schema) if suffix == ".csv" else ParquetWriter(path, schema)
-
-
-@contextmanager
-def beside(target: Path, batch_id: str) -> Iterator[Path]:
-    """A hidden file in the target's folder to write into; it goes when it was not moved to its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.{batch_id}")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def publish(new: Path, target: Path, *, replace: bool) -> None:
-    """Moves a finished file to its place, whole and at once. Raises :class:`TargetTakenError` if it may not."""
-    with new.open("rb") as stream:
-        os.fsync(stream.fileno())
-    if replace:
-        new.replace(target)
-        return
-    try:
-        os.link(new, target)
-    except FileExistsError as error:
-        raise TargetTakenError(
-            f"Target {target} was created by somebody else while the batch ran. It was not touched; "
-            "move it away and the batch will end."
-        ) from error
+def sha256_at(tree: Tree, entry: Entry) -> str:
+    with tree.open(entry) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -213,10 +145,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _joined(start: bytes, added: bytes) -> bytes:
-    """Two JSON objects as one line."""
-    head = start.rstrip()[:-1].rstrip()
-    return (head if head == b"{" else head + b",") + added[1:] + b"\n"
+def _compression(spec: DatasetSpec, kind: str) -> str:
+    return spec.compression or ("zstd" if kind == "parquet" else "none")
 
 
 def _plain(kind: Any, *, nested: bool) -> bool:

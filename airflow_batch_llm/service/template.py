@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,15 +38,8 @@ class Template:
                 text = ""
         return cls((*texts, text + source[end:]), tuple(names))
 
-    def render(self, values: Mapping[str, Any]) -> str:
-        """The text for one row. A name that ``values`` lacks is an empty text, like a null."""
-        pieces = [self.texts[0]]
-        for name, text in zip(self.names, self.texts[1:], strict=True):
-            pieces += (_text(name, values.get(name)), text)
-        return "".join(pieces)
 
-
-def _text(name: str, value: Any) -> str:
+def as_text(name: str, value: Any) -> str:
     """How a value reads in a prompt: text as it is, null as nothing, numbers and dates in their usual form,
     lists and objects as JSON. Raises :class:`NotTextError` for bytes."""
     match value:

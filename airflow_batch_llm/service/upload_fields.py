@@ -26,6 +26,7 @@ class UploadFields:
     """What the form says beside the file's bytes."""
 
     filename: str = ""
+    purpose: FilePurpose = FilePurpose.BATCH
     seconds: int | None = None
     """How long the file is to be kept, if the client says so."""
     _seen: set[str] = field(default_factory=set)
@@ -43,7 +44,7 @@ class UploadFields:
     def set(self, name: str, value: str) -> None:
         """A part other than the file has come to its end."""
         if name == "purpose":
-            _check_purpose(value)
+            self.purpose = _checked_purpose(value)
         elif name == _ANCHOR:
             _check_anchor(value)
         elif name == _SECONDS:
@@ -77,13 +78,15 @@ def _checked_filename(filename: str) -> str:
     return filename
 
 
-def _check_purpose(value: str) -> None:
-    if value != FilePurpose.BATCH:
+def _checked_purpose(value: str) -> FilePurpose:
+    if value not in (FilePurpose.BATCH, FilePurpose.DATASET):
         raise refused(
-            f"Purpose {value[:64]!r} is not supported: this service takes files of purpose 'batch' only.",
+            f"Purpose {value[:64]!r} is not supported: this service takes files of purpose 'batch' (requests) "
+            "and 'dataset' (a table).",
             "invalid_file_purpose",
             "purpose",
         )
+    return FilePurpose(value)
 
 
 def _check_anchor(value: object) -> None:

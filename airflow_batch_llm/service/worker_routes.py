@@ -66,8 +66,9 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
         sha256=chunk["sha256"],
         parts_url=f"{at}/parts/{{part}}",
         done=_done_rows(state, chunk["id"]),
-        parameters=request_parameters(spec) if spec else {},
+        parameters=request_parameters(spec, chunk["endpoint"]) if spec else {},
         choices=spec.choices if spec else None,
+        output_schema=spec.output_schema if spec else None,
         whole=spec is None,
         lease_seconds=state.settings.lease_seconds,
     )

@@ -31,3 +31,11 @@ class Storage(Protocol):
 
     def delete_prefix(self, prefix: str) -> None:
         """Forgets every key below a folder."""
+
+
+class StorageTroubleError(OSError):
+    """Storage cannot be reached or does not answer as it should. It may pass."""
+
+
+class ChangedError(OSError):
+    """A file is not the version any more that was looked at."""

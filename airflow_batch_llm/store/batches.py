@@ -27,7 +27,7 @@ _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
 _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 _REPEATED: Final = (
     *("key", "series", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
-    *("completion_window", "output_seconds", "metadata", "priority"),
+    *("completion_window", "output_seconds", "metadata", "priority", "reuse"),
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
@@ -55,6 +55,8 @@ class NewBatch:
     series: str | None = None
     holder: str | None = None
     priority: int = 0
+    reuse: str = "auto"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,21 @@ class Chunks:
             spec: dict[str, Any] | None = connection.scalar(select(batches.c.dataset).where(batches.c.id == batch_id))
         return spec
 
+    def identities(self, batch_id: str) -> set[str | None]:
+        """The engine identities of all workers that took part in a batch."""
+        query = (
+            select(worker_models.c.engine_identity)
+            .join(attempts, attempts.c.worker_id == worker_models.c.worker_id)
+            .join(chunks, chunks.c.id == attempts.c.chunk_id)
+            .where(
+                chunks.c.batch_id == batch_id,
+                worker_models.c.model == chunks.c.model,
+                worker_models.c.endpoint == chunks.c.endpoint,
+            )
+        )
+        with self._database.reading() as connection:
+            return set(connection.scalars(query.distinct()))
+
     def parts_of_chunk(self, chunk_id: int) -> list[str]:
         """Storage keys of all that was committed of a chunk."""
         query = (

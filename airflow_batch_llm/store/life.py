@@ -38,6 +38,14 @@ class Plan:
     chunks: list[PlannedChunk]
     model: str | None = None
     """Of a request file, whose lines say it."""
+    rows_duplicate: int = 0
+    """Rows that are to get the answer of an equal row of the same batch."""
+    rows_reused: int = 0
+    """Rows of ``rows_done`` that got the answer of an equal row of an earlier batch."""
+    engine_identity: str | None = None
+    """What the keys of the rows are made for."""
+    endpoint: str | None = None
+    """Where the chunks go, if not to the batch's own endpoint."""
 
 
 class BatchLife:
@@ -97,6 +105,9 @@ class BatchLife:
                     rows_total=plan.rows_total,
                     rows_done=plan.rows_done,
                     rows_failed=plan.rows_failed,
+                    rows_duplicate=plan.rows_duplicate,
+                    rows_reused=plan.rows_reused,
+                    engine_identity=plan.engine_identity,
                     chunks_total=len(plan.chunks),
                     trouble=None,
                 )
@@ -105,6 +116,7 @@ class BatchLife:
                 raise DutyLostError(f"Batch {duty.batch_id} was {batch['status']} before its plan was ready.")
             same = {name: batch[name] for name in ("team", "endpoint", "priority")}
             same["model"] = plan.model or batch["model"]
+            same["endpoint"] = plan.endpoint or batch["endpoint"]
             if plan.chunks:
                 connection.execute(
                     insert(chunks),
@@ -141,19 +153,22 @@ class BatchLife:
         manifest: dict[str, Any] | None = None,
         output: StoredFile | None = None,
         error: StoredFile | None = None,
+        rows_failed: int | None = None,
+        estimate: dict[str, Any] | None = None,
         trouble: str | None = None,
     ) -> None:
         """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
-        A cancel that came while they were assembled makes the duty start again: see :class:`DutyLostError`.
+        ``rows_failed`` counts those that got a failed row's answer as well. A cancel that came while the results were
+        assembled makes the duty start again: see :class:`DutyLostError`.
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
-            team = _row(connection, duty.batch_id)["team"]
+            batch = _row(connection, duty.batch_id)
             end_duty(connection, duty)
             for file in (output, error):
                 if file is not None:
-                    insert_file(connection, self._database, team, file)
+                    insert_file(connection, self._database, batch["team"], file)
             ended = connection.execute(
                 update(batches)
                 .where(batches.c.id == duty.batch_id, batches.c.status == before)
@@ -162,6 +177,9 @@ class BatchLife:
                         "status": status,
                         f"{status}_at": self._database.now(),
                         "manifest": manifest,
+                        "estimate": estimate,
+                        "rows_done": batch["rows_total"] if status == BatchStatus.COMPLETED else batch["rows_done"],
+                        "rows_failed": batch["rows_failed"] if rows_failed is None else rows_failed,
                         "output_file_id": output.id if output else None,
                         "error_file_id": error.id if error else None,
                         "trouble": trouble,

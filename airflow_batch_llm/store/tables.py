@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -105,6 +106,12 @@ batches: Final = Table(
     Column("output_file_id", String(64), ForeignKey(files.c.id)),
     Column("error_file_id", String(64), ForeignKey(files.c.id)),
     Column("manifest", JSON),
+    Column("reuse", String(8), nullable=False, server_default="auto"),
+    Column("dry_run", Boolean, nullable=False, server_default=false()),
+    Column("estimate", JSON),
+    Column("engine_identity", String(128)),
+    Column("rows_duplicate", BigInteger, nullable=False, server_default="0"),
+    Column("rows_reused", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("team", "key", "generation"),
     Index(None, "team", "created_at"),
     Index(None, "team", "series"),
@@ -195,6 +202,35 @@ worker_models: Final = Table(
     Column("engine_identity", String(128)),
     Column("body_fields", JSON),
     Index(None, "model"),
+)
+
+team_secrets: Final = Table(
+    "team_secrets",
+    metadata,
+    Column("team", String(128), primary_key=True),
+    Column("secret", LargeBinary, nullable=False),
+)
+
+index_files: Final = Table(
+    "index_files",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("team", String(128), nullable=False),
+    Column("storage_key", Text, nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index(None, "team", "level"),
+)
+
+index_batches: Final = Table(
+    "index_batches",
+    metadata,
+    Column("file_id", BigId, ForeignKey(index_files.c.id), primary_key=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), primary_key=True),
+    Column("expires_at", Double, nullable=False),
+    Index(None, "batch_id"),
 )
 
 duties: Final = Table(

@@ -80,7 +80,7 @@ def test_a_wrong_token_and_a_wrong_address_are_told_apart(standing_service: Runn
     [
         ({"nope": 1}, "nope"),
         ({"priority": 5000}, "priority"),
-        ({"dataset": {"source": "a", "target": "b", "messages": []}}, "dataset.messages"),
+        ({"model": "m", "dataset": {"source": "a", "target": "b", "messages": []}}, "dataset.messages"),
         ({"dataset": {"source": "a", "target": "b", "messages": [{"role": "x", "content": ""}]}}, "messages.0.role"),
     ],
 )

@@ -186,7 +186,7 @@ REFUSED = [
     ([FILE], "missing_required_parameter", "purpose", "Missing required parameter: 'purpose'."),
     ([PURPOSE], "missing_required_parameter", "file", "Missing required parameter: 'file'."),
     ([FILE, ("purpose", (None, b"fine-tune"))], "invalid_file_purpose", "purpose", "'fine-tune' is not supported"),
-    ([("purpose", (None, b"")), FILE], "invalid_file_purpose", "purpose", "files of purpose 'batch' only"),
+    ([("purpose", (None, b"")), FILE], "invalid_file_purpose", "purpose", "of purpose 'batch' (requests)"),
     ([FILE, PURPOSE, ("color", (None, b"red"))], "unknown_parameter", "color", "Unknown parameter: 'color'."),
     ([FILE, PURPOSE, FILE], "duplicate_parameter", "file", "'file' was given twice"),
     (

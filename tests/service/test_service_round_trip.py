@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from airflow_batch_llm.models import OUTPUT_COLUMNS, DutyKind
 from airflow_batch_llm.service import table_duties
 from airflow_batch_llm.service.duty_process import runner
+from airflow_batch_llm.service.output_columns import OutputColumns
 from airflow_batch_llm.service.parts import CountsError, PartFile
+from airflow_batch_llm.service.publishing import Publisher
+from airflow_batch_llm.service.rendering import Renderer
+from airflow_batch_llm.service.sources import SourceRows
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.service.template import Template
 from tests.conftest import RunningService
@@ -145,7 +149,7 @@ def test_a_planner_that_dies_leaves_nothing_and_the_next_one_plans_once(service:
     assert not (service.settings.storage_root / "batches" / batch.id / "plan-1").exists()
 
 
-@pytest.mark.parametrize("seam", ["publish", "_write_manifest"])
+@pytest.mark.parametrize("seam", ["publish", "publish_manifest"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_assembler_that_dies_around_an_effect_is_followed_by_one_that_ends_the_batch(
     service: RunningService, monkeypatch: pytest.MonkeyPatch, seam: str, before: bool
@@ -157,15 +161,16 @@ def test_an_assembler_that_dies_around_an_effect_is_followed_by_one_that_ends_th
     batch = submit(service, "rich.parquet")
     service.plan()
     AnsweringWorker(service).work()
-    real = getattr(table_duties, seam)
+    real = getattr(Publisher, seam)
 
     def dying(*arguments: Any, **named: Any) -> None:
+        """Dies before its work or right after."""
         if not before:
             real(*arguments, **named)
         raise Crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(table_duties, seam, dying)
+        patch.setattr(Publisher, seam, dying)
         service.assemble()
     for holder in service.state.duties.holders():
         service.state.duties.free_those_of(holder)
@@ -201,15 +206,21 @@ def test_rows_that_are_missing_or_doubled_never_make_a_target(service: RunningSe
         for part in service.state.chunks.parts_of_batch(batch.id)
     ]
     for wrong in (parts[1:], [*parts, parts[0]]):
+        output = OutputColumns(pa.schema([(name, pa.string()) for name in OUTPUT_COLUMNS]))
+        assembler = Assembler(service.state.storage, plan_key, wrong, 10, None, output, tmp_path)
         with pytest.raises(CountsError):
-            Assembler(service.state.storage, plan_key, wrong, 10, None).assemble(tmp_path / "t", ".parquet")
+            assembler.load()
+        assembler.close()
+        (tmp_path / "work.duckdb").unlink()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["{a}", "{{a}}", "{", "}", "{ a }", "{1}", "{}", "x", "{{", "\n"]))))
 def test_a_template_replaces_its_placeholders_and_leaves_every_other_brace(pieces: list[tuple[str]]) -> None:
     text = "|".join(piece for (piece,) in pieces)
     shown = "|".join({"{a}": "{value}", "{{a}}": "{a}"}.get(piece, piece) for (piece,) in pieces)
-    assert Template.parse(text).render({"a": "{value}"}) == shown
+    rows = SourceRows(pa.record_batch([]), pa.record_batch({"a": ["{value}", None]}))
+    (texts,) = Renderer([Template.parse(text)], {}).render(rows)
+    assert texts.to_pylist() == [shown, shown.replace("{value}", "")]
 
 
 JSON = st.recursive(

@@ -1,0 +1,83 @@
+"""How finished files get to their place, and the manifest that says which belong."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.targets import (
+    Target,
+    TargetTakenError,
+    check_free,
+    read_manifest,
+    sha256_at,
+    sha256_of,
+)
+from airflow_batch_llm.storage.tree import Tree
+from airflow_batch_llm.wire import Manifest, TargetFile
+
+
+@dataclass
+class Publisher:
+    """Publishes one batch's target. Said again after a crash, it ends where the first try would have ended."""
+
+    tree: Tree
+    places: Places
+    target: Target
+    batch_id: str
+    overwrite: bool
+    owners: set[str]
+    _before: Manifest | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = read_manifest(self.tree, self.target.manifest_uri)
+        if self.target.folder and not self._is_own(self._before):
+            self._check_free()
+
+    def file(self, uri: str) -> AbstractContextManager[Path]:
+        """A local path to write a file of the target to; it goes when the block ends."""
+        return self.tree.scratch(uri)
+
+    def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
+        """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
+        file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
+        if self.target.folder:
+            self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
+            return file
+        standing = self.tree.stat(uri)
+        if standing is not None and standing.size == file.bytes and sha256_at(self.tree, standing) == file.sha256:
+            return file  # an attempt that died right after publishing has done it
+        if standing is not None:
+            self._check_free()
+        try:
+            self.tree.publish(path, uri, replace=standing is not None)
+        except FileExistsError as error:
+            raise TargetTakenError(
+                f"Target {uri} was created by somebody else while the batch ran. It was not touched; "
+                "move it away and the batch will end."
+            ) from error
+        return file
+
+    def publish_manifest(self, manifest: Manifest) -> None:
+        """Says which files are the target; those of the target before it, which are no longer, go after that."""
+        uri = self.target.manifest_uri
+        with self.tree.scratch(uri) as path:
+            path.write_text(manifest.model_dump_json(indent=2) + "\n")
+            self.tree.publish(path, uri, replace=True)
+        if self.target.folder and self._before is not None:
+            now = {file.uri for file in manifest.files}
+            for file in self._before.files:
+                if file.uri not in now and file.uri.startswith(f"{self.target.uri}/"):
+                    self.tree.delete(file.uri)
+
+    def _is_own(self, manifest: Manifest | None) -> bool:
+        return manifest is not None and manifest.batch_id == self.batch_id
+
+    def _check_free(self) -> None:
+        try:
+            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners)
+        except InvalidRequestError as error:
+            raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error

@@ -1,0 +1,86 @@
+"""Rendering templates for some thousand rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.service.sources import Fault, SourceRows
+from airflow_batch_llm.service.template import NotTextError, Template, as_text
+
+TEXT: Final = pa.large_string()
+
+
+@dataclass
+class Renderer:
+    """Renders the templates of one dataset over the rows of one file."""
+
+    templates: Sequence[Template]
+    constants: Mapping[str, Any]
+    """What is the same in every row: the dataset's constants, and what the file's folders say."""
+
+    def render(self, rows: SourceRows) -> list[pa.Array]:
+        """A text for every template and row. Rows that cannot be rendered are noted among ``rows.faults``."""
+        texts: dict[str, pa.Array | str] = {}
+        for name in {name for template in self.templates for name in template.names}:
+            if name in self.constants:
+                texts[name] = as_text(name, self.constants[name])
+            else:
+                texts[name] = _texts(name, rows)
+        return [_joined(template, texts, len(rows)) for template in self.templates]
+
+
+def _texts(name: str, rows: SourceRows) -> pa.Array:
+    values = rows.values(name)
+    if isinstance(values, pa.Array):
+        kind = values.type
+        if pa.types.is_dictionary(kind):
+            values, kind = values.dictionary_decode(), kind.value_type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+            return values.cast(TEXT)
+        values = _python_values(name, values, rows)
+    return pa.array([_text(name, value, position, rows) for position, value in enumerate(values)], TEXT)
+
+
+def _text(name: str, value: Any, position: int, rows: SourceRows) -> str:
+    try:
+        text = as_text(name, value)
+        if not text.isascii():
+            text.encode()
+    except NotTextError as error:
+        rows.faults.setdefault(position, Fault("not_text", str(error)))
+    except UnicodeEncodeError:
+        rows.faults.setdefault(position, Fault("not_text", f"Column {name!r} holds half of a surrogate pair."))
+    else:
+        return text
+    return ""
+
+
+def _python_values(name: str, values: pa.Array, rows: SourceRows) -> list[Any]:
+    """The values as Python has them; one that it cannot hold (nanoseconds, the year 30000) is that row's fault."""
+    try:
+        return list(values.to_pylist())
+    except (ValueError, OverflowError):
+        found = []
+        for position, value in enumerate(values):
+            try:
+                found.append(value.as_py())
+            except (ValueError, OverflowError) as error:
+                found.append(None)
+                message = f"Column {name!r} has a value that cannot be written into a prompt: {error}."
+                rows.faults.setdefault(position, Fault("not_text", message))
+        return found
+
+
+def _joined(template: Template, texts: Mapping[str, pa.Array | str], rows: int) -> pa.Array:
+    pieces: list[pa.Array | str] = [template.texts[0]]
+    for name, text in zip(template.names, template.texts[1:], strict=True):
+        pieces += (texts[name], text)
+    if not any(isinstance(piece, pa.Array) for piece in pieces):
+        return pa.repeat(pa.scalar("".join(map(str, pieces)), TEXT), rows)
+    columns = [piece if isinstance(piece, pa.Array) else pa.scalar(piece, TEXT) for piece in pieces]
+    return pc.binary_join_element_wise(*columns, pa.scalar("", TEXT), null_handling="replace", null_replacement="")
