@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,10 @@ class Places:
     roots: tuple[Path, ...]
     prefixes: tuple[str, ...] = ()
     """``s3://bucket`` or ``s3://bucket/some/folder``."""
-    local: LocalTree = field(default_factory=LocalTree)
+
+    @cached_property
+    def local(self) -> LocalTree:
+        return LocalTree(self.roots)
 
     @cached_property
     def s3(self) -> S3Tree:

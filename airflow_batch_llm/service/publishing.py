@@ -39,7 +39,7 @@ class Publisher:
 
     def file(self, uri: str) -> AbstractContextManager[Path]:
         """A local path to write a file of the target to; it goes when the block ends."""
-        return self.tree.scratch(uri)
+        return self.tree.scratch(uri, owner=self.batch_id)
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
@@ -64,7 +64,7 @@ class Publisher:
     def publish_manifest(self, manifest: Manifest) -> None:
         """Says which files are the target; those of the target before it, which are no longer, go after that."""
         uri = self.target.manifest_uri
-        with self.tree.scratch(uri) as path:
+        with self.tree.scratch(uri, owner=self.batch_id) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
             self.tree.publish(path, uri, replace=True)
         if self.target.folder and self._before is not None:

@@ -41,9 +41,19 @@ def _texts(name: str, rows: SourceRows) -> pa.Array:
         if pa.types.is_dictionary(kind):
             values, kind = values.dictionary_decode(), kind.value_type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
-            return values.cast(TEXT)
+            if _is_valid(values):
+                return values.cast(TEXT)
         values = _python_values(name, values, rows)
     return pa.array([_text(name, value, position, rows) for position, value in enumerate(values)], TEXT)
+
+
+def _is_valid(values: pa.Array) -> bool:
+    """Whether all texts are UTF-8: a Parquet file can say so of bytes that are not."""
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _text(name: str, value: Any, position: int, rows: SourceRows) -> str:

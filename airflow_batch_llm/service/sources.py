@@ -94,8 +94,11 @@ def _readable(file: SourceFile) -> Iterator[None]:
         raise _refused("source_changed", f"Source {file.uri} changed while it was read. Submit it again.") from error
     except PermissionError as error:
         raise _refused("source_unreadable", f"Source {file.uri} cannot be read: {error.strerror or error}.") from error
-    except (DamagedError, pa.ArrowException) as error:
-        raise _refused("source_unreadable", f"Source {file.uri} is damaged or no such file: {error}.") from error
+    except DamagedError as error:
+        message = f"Source {file.uri} is not a readable {file.format.compression} file: {error}."
+        raise _refused("source_unreadable", message) from error
+    except pa.ArrowException as error:
+        raise _refused("source_unreadable", f"Source {file.uri} is not a readable Parquet file: {error}.") from error
     except OSError as error:
         if error.errno is not None or isinstance(error, StorageTroubleError):
             raise

@@ -109,7 +109,7 @@ def check_dataset(
     texts = [spec.input or ""] if endpoint == EMBEDDINGS else [message.content for message in spec.messages]
     output = output_columns(spec, endpoint)
     checked = CheckedDataset(files, first, target, [Template.parse(text) for text in texts], output, spec.constants)
-    _check_first_rows(checked)
+    _check_first_rows(checked, [name for name in first.columns if spec.passthrough is None or name in spec.passthrough])
     kept = check_columns(spec, first, files[0])
     _check_names(spec, checked)
     _check_output(spec, checked, kept)
@@ -265,8 +265,8 @@ def _check_output(spec: DatasetSpec, checked: CheckedDataset, kept: list[str]) -
         check_carries(checked.target, pa.schema([checked.first.schema.field(name) for name in kept]))
 
 
-def _check_first_rows(checked: CheckedDataset) -> None:
-    first = next(checked.first.batches(used=set(), kept=[]), None)
+def _check_first_rows(checked: CheckedDataset, kept: list[str]) -> None:
+    first = next(checked.first.batches(used=set(), kept=kept), None)
     if first is None or len(first) == 0:
         if len(checked.files) > 1:
             return  # whether all of them are empty is for the planner to say

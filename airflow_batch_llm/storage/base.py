@@ -1,11 +1,29 @@
-"""What a storage can do. Keys are relative, ``/``-separated names that this package makes itself."""
+"""What a storage can do. Keys are relative, ``/``-separated names that this package makes itself.
+
+Every error of a storage or of a tree of tables is an :class:`OSError`, and which one says what to do next::
+
+    OSError
+    ├── FileNotFoundError     nothing is there, for certain
+    ├── FileExistsError       something stands where it must not be replaced
+    ├── PermissionError       it may not be read or written: somebody has to allow it
+    ├── ChangedError          what is there is another version than the one that was looked at
+    └── StorageTroubleError   nothing is known: try again
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
+
+
+class ChangedError(OSError):
+    """A file or an object is not the version any more that was looked at."""
+
+
+class StorageTroubleError(OSError):
+    """A storage gave no answer, or one that says nothing about what is there. Another try may go better."""
 
 
 class Storage(Protocol):
@@ -24,7 +42,7 @@ class Storage(Protocol):
         """The bytes under ``key`` as a stream that can seek. Raises :class:`FileNotFoundError`."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys below a folder, in order."""
+        """The keys below a folder, in the order of their characters."""
 
     def delete(self, key: str) -> None:
         """Forgets ``key``, if it is there."""
@@ -33,9 +51,9 @@ class Storage(Protocol):
         """Forgets every key below a folder."""
 
 
-class StorageTroubleError(OSError):
-    """Storage cannot be reached or does not answer as it should. It may pass."""
-
-
-class ChangedError(OSError):
-    """A file is not the version any more that was looked at."""
+def checked_key(key: str) -> str:
+    """``key`` in its one spelling. Raises :class:`ValueError` for one that would lead out of a storage."""
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{key!r} is not a key of this storage.")
+    return "" if path == PurePosixPath() else str(path)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from airflow_batch_llm.storage.base import checked_key
+
 
 class LocalStorage:
     """Keeps each key as a file. Writes go to a file beside it that is then renamed, so nobody reads half of one."""
@@ -37,9 +39,8 @@ class LocalStorage:
             yield stream
 
     def list(self, prefix: str) -> Iterator[str]:
-        for path in sorted(self._path(prefix).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(self._root).as_posix()
+        files = (path for path in self._path(prefix).rglob("*") if path.is_file() and not path.name.startswith("."))
+        yield from sorted(path.relative_to(self._root).as_posix() for path in files)
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -48,10 +49,7 @@ class LocalStorage:
         shutil.rmtree(self._path(prefix), ignore_errors=True)
 
     def _path(self, key: str) -> Path:
-        path = self._root / key
-        if not path.is_relative_to(self._root) or ".." in path.parts:
-            raise ValueError(f"{key!r} is not a key of this storage.")
-        return path
+        return self._root / checked_key(key)
 
     @contextmanager
     def _new(self, key: str) -> Iterator[Path]:

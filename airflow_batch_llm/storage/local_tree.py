@@ -1,60 +1,136 @@
+"""Tables on a file system that this process sees."""
+
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.tree import Entry
 
 
 class LocalTree:
-    def _entry(self, p: Path) -> Entry:
-        st = p.stat()
-        return Entry(str(p), st.st_size, str(st.st_mtime_ns))
+    """Files by absolute path. Links are followed, but where ``roots`` are given never out of them.
+
+    A file that is replaced by one of the same size within a tick of the file system's clock (some milliseconds) looks
+    unchanged.
+    """
+
+    def __init__(self, roots: Iterable[Path] = ()) -> None:
+        self._roots = tuple(root.resolve() for root in roots)
 
     def stat(self, uri: str) -> Entry | None:
-        p = Path(uri)
-        try:
-            if p.is_dir():
-                return None
-            return self._entry(p)
-        except (FileNotFoundError, NotADirectoryError):
+        path = self._path(uri)
+        found = _status(path)
+        if found is None or stat.S_ISDIR(found.st_mode):
             return None
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "This is neither a file nor a folder", uri)
+        return _entry(path, found)
 
     def is_folder(self, uri: str) -> bool:
-        return Path(uri).is_dir()
+        found = _status(self._path(uri))
+        return found is not None and stat.S_ISDIR(found.st_mode)
 
     def list(self, uri: str) -> Iterator[Entry]:
-        base = Path(uri)
-        for p in sorted(base.rglob("*")):
-            if p.is_file() and not any(x[0] in "._" for x in p.relative_to(base).parts):
-                yield self._entry(p)
+        if self.is_folder(uri):
+            yield from self._below(self._path(uri), above=())
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[BinaryIO]:
-        with open(entry.uri, "rb") as f:
-            yield f
-
-    @contextmanager
-    def scratch(self, uri: str) -> Iterator[Path]:
-        t = Path(uri)
-        t.parent.mkdir(parents=True, exist_ok=True)
-        p = t.with_name(f".{t.name}.{uuid.uuid4().hex}")
-        try:
-            yield p
-        finally:
-            p.unlink(missing_ok=True)
+        path = self._path(entry.uri)
+        with path.open("rb") as stream:
+            _check_unchanged(stream, entry)
+            yield stream
+            if not stream.closed:
+                _check_unchanged(stream, entry)
 
     def publish(self, path: Path, uri: str, *, replace: bool) -> None:
-        with path.open("rb") as s:
-            os.fsync(s.fileno())
+        target = self._path(uri)
+        _sync(path)
         if replace:
-            path.replace(uri)
+            path.replace(target)
         else:
-            os.link(path, uri)
+            os.link(path, target)
+        _sync(target.parent)
 
     def delete(self, uri: str) -> None:
-        Path(uri).unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            self._path(uri).unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self, uri: str, *, owner: str | None = None) -> Iterator[Path]:
+        target = self._path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = target.with_name(f".{target.name}.{owner or uuid.uuid4().hex}")
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _path(self, uri: str) -> Path:
+        path = Path(uri)
+        if not path.is_absolute():
+            raise ValueError(f"{uri!r} is not an absolute path.")
+        if self._roots:
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(root) for root in self._roots):
+                allowed = ", ".join(str(root) for root in self._roots)
+                raise PermissionError(f"{uri} means {real}, which lies outside of {allowed}. It was not touched.")
+        return path
+
+    def _below(self, folder: Path, *, above: tuple[str, ...]) -> Iterator[Entry]:
+        """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
+        real = os.path.realpath(folder)
+        if real in above:
+            raise OSError(errno.ELOOP, "A link leads back to a folder above it", str(folder))
+        for name in _names(folder):
+            path = folder / name.removesuffix("/")
+            if name.endswith("/"):
+                yield from self._below(path, above=(*above, real))
+            elif (entry := self.stat(str(path))) is not None:
+                yield entry
+            elif path.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "A link leads to nothing", str(path))
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder, those of folders with a ``/``: so their order is also that of everything below them."""
+    with os.scandir(folder) as found:
+        seen = [entry for entry in found if not entry.name.startswith((".", "_"))]
+        return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in seen)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _entry(path: Path, found: os.stat_result) -> Entry:
+    return Entry(str(path), found.st_size, f"{found.st_mtime_ns}")
+
+
+def _check_unchanged(stream: BinaryIO, entry: Entry) -> None:
+    found = _entry(Path(entry.uri), os.fstat(stream.fileno()))
+    if (found.size, found.version) != (entry.size, entry.version):
+        raise ChangedError(
+            f"{entry.uri} is not the file any more that was looked at: it had {entry.size:,} bytes then and has "
+            f"{found.size:,} now, or was written again. What was read of it does not count."
+        )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,4 +1,4 @@
-"""Where users' tables lie: read at one version, written whole."""
+"""Where users' tables lie. Unlike a storage's keys, these files are other people's: they come, change and go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True)
 class Entry:
-    """One file at one version."""
+    """A file as it was when it was looked at.
+
+    ``uri`` is ``/an/absolute/path`` or ``s3://bucket/key``, ``size`` is in bytes. ``version`` is another text as soon
+    as the content is another: the time of the last change in nanoseconds for a local file, the ETag for an object.
+    """
 
     uri: str
     size: int
@@ -19,10 +23,40 @@ class Entry:
 
 
 class Tree(Protocol):
-    def stat(self, uri: str) -> Entry | None: ...
-    def is_folder(self, uri: str) -> bool: ...
-    def list(self, uri: str) -> Iterator[Entry]: ...
-    def open(self, entry: Entry) -> AbstractContextManager[BinaryIO]: ...
-    def publish(self, path: Path, uri: str, *, replace: bool) -> None: ...
-    def delete(self, uri: str) -> None: ...
-    def scratch(self, uri: str) -> AbstractContextManager[Path]: ...
+    """Files by URI. "Cannot be read" is never "is not there": trouble raises an :class:`OSError` of ``base.py``."""
+
+    def stat(self, uri: str) -> Entry | None:
+        """The file at ``uri``, or None where for certain no file is there."""
+
+    def is_folder(self, uri: str) -> bool:
+        """Whether a folder is at ``uri``: on S3, whether any key begins with it and a ``/``."""
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        """All files below a folder, however deep, in the order of their URIs' characters.
+
+        What begins with ``.`` or ``_`` is left out, with all that is below it: writers keep there what is not data
+        (``_SUCCESS``, ``_temporary``). A folder that is not there has no files; :meth:`is_folder` tells.
+        """
+
+    def open(self, entry: Entry) -> AbstractContextManager[BinaryIO]:
+        """The bytes of that version of a file, as a stream that can seek.
+
+        Raises :class:`~airflow_batch_llm.storage.base.ChangedError`, at the latest while it is read or when the block
+        ends, if the file is another version by now, and :class:`FileNotFoundError` if it is gone.
+        """
+
+    def publish(self, path: Path, uri: str, *, replace: bool) -> None:
+        """Has a finished local file, made in :meth:`scratch`, appear at ``uri``, whole and at once.
+
+        Without ``replace`` it raises :class:`FileExistsError` if something stands there, also if that came between.
+        """
+
+    def delete(self, uri: str) -> None:
+        """Removes a file, if it is there."""
+
+    def scratch(self, uri: str, *, owner: str | None = None) -> AbstractContextManager[Path]:
+        """A local place to write what :meth:`publish` will bring to ``uri``; whatever is there at the end is removed.
+
+        Locally it is a hidden file in the target's folder, so that publishing is a matter of names. One that a killed
+        process left there is used again by the next that gives the same ``owner``.
+        """

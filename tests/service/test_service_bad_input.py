@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.service import duties, table_duties
+from airflow_batch_llm.service import duties
 from airflow_batch_llm.service.sources import ROWS
+from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker, answer_all
@@ -82,10 +83,10 @@ def write_damaged(path: Path, *, good_rows: int) -> None:
         ({"source": "open_quote.csv"}, "invalid_csv", "cannot be read as CSV at line 3"),
         ({"source": "is_csv.jsonl"}, "source_unreadable", "Line 1 is not valid JSON"),
         ({"source": "not.parquet"}, "source_unreadable", "is not a readable Parquet file"),
-        ({"source": "table.txt"}, "format_not_supported", "ends in .txt"),
-        ({"source": "folder.csv"}, "source_is_folder", "is a folder"),
+        ({"source": "table.txt"}, "format_not_supported", "does not end in .parquet"),
+        ({"source": "folder.csv"}, "source_not_found", "holds no file that is a table"),
         ({"source": "gone.csv"}, "source_not_found", "does not exist"),
-        ({"source": "ok.csv", "target": "x.txt"}, "format_not_supported", "ends in .txt"),
+        ({"source": "ok.csv", "target": "x.txt"}, "format_not_supported", "does not end in .parquet"),
         ({"source": "ok.csv", "target": "ok.csv"}, "target_is_source", "is the source itself"),
         ({"source": "nested.parquet", "target": "x.csv"}, "column_not_supported", "'n' is of type list"),
         ({"source": "ok.csv", "passthrough": ["zz"]}, "unknown_column", "passthrough names 'zz'"),
@@ -100,9 +101,9 @@ def write_damaged(path: Path, *, good_rows: int) -> None:
         ({"source": "file:///etc/passwd"}, "place_not_allowed", "outside the data root"),
         ({"source": "ok.csv", "target": "out/x.csv"}, "place_not_allowed", "outside the data root"),
         ({"source": "ok.csv", "target": "/tmp/x.csv"}, "place_not_allowed", "outside the data root"),
-        ({"source": "http://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
-        ({"source": "s3://bucket/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
-        ({"source": "file://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// URI"),
+        ({"source": "http://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// or s3:// URI"),
+        ({"source": "s3://bucket/x.csv"}, "place_not_allowed", "lies outside the data roots"),
+        ({"source": "file://host/x.csv"}, "place_not_supported", "neither a local path nor a file:// or s3:// URI"),
         ({"source": "a\0.csv"}, "invalid_value", "U+0000 at position 1"),
         ({"source": "http://[host/x.csv"}, "place_not_supported", "is not a usable place"),
         ({"source": "loop.csv"}, "place_not_supported", "is not a usable place"),
@@ -216,7 +217,7 @@ def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
     batch = submit(service, "ok.csv")
     monkeypatch.setattr(duties, "RETRY_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(table_duties, "publish", _disk_full)
+        patch.setattr(LocalTree, "publish", _disk_full)
         assert answer_all(service, batch, assemble_once=True) == []
     waiting = service.client.get(batch.id)
     assert waiting.status == "finalizing"

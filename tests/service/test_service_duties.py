@@ -15,6 +15,7 @@ from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service import duties, supervisor, table_duties
 from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.table_assembler import Assembler
+from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
@@ -81,13 +82,13 @@ def test_a_cancel_while_the_target_is_written_ends_as_cancelled_with_every_row(
 ) -> None:
     batch = answered(service)
     with monkeypatch.context() as patch:
-        publish = table_duties.publish
+        publish = LocalTree.publish
 
         def cancelled_meanwhile(*arguments: Any, **named: Any) -> None:
             publish(*arguments, **named)
             service.client.cancel(batch.id)
 
-        patch.setattr(table_duties, "publish", cancelled_meanwhile)
+        patch.setattr(LocalTree, "publish", cancelled_meanwhile)
         assert service.assemble()
         assert service.client.get(batch.id).status == "cancelling"
     eventually(service.assemble)
@@ -151,7 +152,7 @@ def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
     batch = submit(service, "s.parquet")
     service.plan()
     service.client.cancel(batch.id)
-    monkeypatch.setattr(table_duties, "publish", _disk_full)
+    monkeypatch.setattr(LocalTree, "publish", _disk_full)
     assert service.assemble()
     assert service.client.get(batch.id).status == "cancelled"
     assert "No target was written: No space left on device" in waits_for(service, batch)
@@ -196,7 +197,7 @@ def test_a_source_that_is_gone_when_it_is_planned_fails_its_batch(service: Runni
 
 
 def test_a_source_that_is_damaged_further_down_fails_its_batch_and_nothing_is_kept(service: RunningService) -> None:
-    write_damaged(service.data_root / "s.parquet", good_rows=2_500)
+    write_damaged(service.data_root / "s.parquet", good_rows=10_000)
     batch = submit(service, "s.parquet")
     assert service.plan()
     failed = service.client.get(batch.id)

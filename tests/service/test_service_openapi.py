@@ -126,4 +126,4 @@ def test_the_description_of_an_upload_names_its_fields(standing_service: Running
     schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["required"] == ["file", "purpose"]
     assert schema["properties"]["file"]["format"] == "binary"
-    assert schema["properties"]["purpose"]["enum"] == ["batch"]
+    assert schema["properties"]["purpose"]["enum"] == ["batch", "dataset"]

@@ -88,7 +88,7 @@ class Bench:
 
     def submit(self, rows: int | Sequence[str], *, name: str = "table", priority: int = 0, **options: Any) -> str:
         """A planned batch over a table with the column ``text``; gives its id."""
-        texts = [f"{name} row {row}" for row in range(rows)] if isinstance(rows, int) else list(rows)
+        texts = [f"{name} row {row:05d}" for row in range(rows)] if isinstance(rows, int) else list(rows)
         pq.write_table(pa.table({"text": texts}), self.service.data_root / f"{name}.parquet")
         spec = DatasetSpec(
             source=f"{name}.parquet",

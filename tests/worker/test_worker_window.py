@@ -97,7 +97,7 @@ async def test_requests_carry_the_parameters_of_their_batch_and_are_greedy_unles
     assert bench.engine.bodies == [
         {
             "model": "fake",
-            "messages": [{"role": "user", "content": "table row 0"}],
+            "messages": [{"role": "user", "content": "table row 00000"}],
             "max_tokens": 7,
             "temperature": 0.0,
         }
