@@ -40,9 +40,9 @@ def _texts(name: str, rows: SourceRows) -> pa.Array:
         kind = values.type
         if pa.types.is_dictionary(kind):
             values, kind = values.dictionary_decode(), kind.value_type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
-            if _is_valid(values):
-                return values.cast(TEXT)
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if pa.types.is_integer(kind) or (is_text and _is_valid(values)):
+            return values.cast(TEXT)
         values = _python_values(name, values, rows)
     return pa.array([_text(name, value, position, rows) for position, value in enumerate(values)], TEXT)
 

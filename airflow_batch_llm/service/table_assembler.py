@@ -115,7 +115,7 @@ class Assembler:
 
     def check_all_written(self) -> None:
         """Raises :class:`CountsError` unless every row was written once."""
-        if sum(self.counts.values()) != self.rows:
+        if sum(self.counts.values()) != self.rows or not self._results.at_end():
             raise CountsError(f"{sum(self.counts.values())} target rows were written for {self.rows} source rows.")
 
     def write_index(self, path: Path, batch_id: str, at: float) -> int:
@@ -123,15 +123,15 @@ class Assembler:
         if not self._fetch(KEYS_FILE):
             return 0
         listed = ", ".join(f'r."{name}"' for name in KNOWN_COLUMNS)
-        found = self._database.execute(
+        found = self._database.sql(
             f'SELECT k."key", ? AS batch, ?::DOUBLE AS "at", {listed} FROM results r '  # noqa: S608 (our own names)
             f'JOIN read_parquet({self._path(KEYS_FILE)}) k ON k."row" = r."row" '
             "WHERE r.status = 'success' ORDER BY k.\"key\"",
-            [batch_id, at],
-        )
+            params=[batch_id, at],
+        ).to_arrow_reader(GROUP_ROWS)
         rows = 0
         with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
-            for batch in found.to_arrow_reader(GROUP_ROWS):
+            for batch in found:
                 writer.write_batch(batch.cast(INDEX))
                 rows += batch.num_rows
         return rows
@@ -205,6 +205,10 @@ class _Results:
         self._batches = batches
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
+
+    def at_end(self) -> bool:
+        """Whether all were taken."""
+        return self._rows == 0 and not any(batch.num_rows for batch in self._batches)
 
     def take(self, rows: int) -> pa.RecordBatch:
         """The next ``rows`` results."""

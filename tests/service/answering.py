@@ -39,12 +39,19 @@ class AnsweringWorker:
         endpoints: Iterable[str] = ENDPOINTS,
         body_fields: list[str] | None = None,
         failing: Container[int] = (),
+        engine_identity: str | None = None,
+        name: str = "w",
     ) -> None:
         self.failing = failing
+        self.asked: list[int] = []
+        """The rows that were answered, in their order."""
         self.link = _link(service.url, service.token)
         self.part_rows = part_rows
-        served = [ServedModel(model=model, endpoint=endpoint, body_fields=body_fields) for endpoint in endpoints]
-        self.worker_id = self.link.register(Registration(name="w", version="1", models=served)).worker_id
+        served = [
+            ServedModel(model=model, endpoint=endpoint, body_fields=body_fields, engine_identity=engine_identity)
+            for endpoint in endpoints
+        ]
+        self.worker_id = self.link.register(Registration(name=name, version="1", models=served)).worker_id
 
     def claim(self) -> tuple[Claim, list[RowLine]] | None:
         claim = self.link.claim(self.worker_id)
@@ -55,7 +62,8 @@ class AnsweringWorker:
         return claim, lines
 
     def store(self, claim: Claim, number: int, lines: list[RowLine]) -> PartRecord:
-        results = [self._whole(line) if claim.whole else _answer(line) for line in lines]
+        self.asked += [line.row for line in lines]
+        results = [self._whole(line) if claim.whole else self._answer(line) for line in lines]
         content = pack(results)
         self.link.put_part(claim, number, content)
         return PartRecord(
@@ -69,6 +77,11 @@ class AnsweringWorker:
             completion_tokens=0,
             gpu_seconds=0.0,
         )
+
+    def _answer(self, line: RowLine) -> ResultLine:
+        if line.row in self.failing:
+            return ResultLine(line.row, "error", code="engine_refused", error=f"row {line.row} is refused")
+        return ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
 
     def _whole(self, line: RowLine) -> ResultLine:
         """The request's own body comes back, so that a test can see whose answer is whose."""
@@ -94,10 +107,6 @@ class AnsweringWorker:
             self.link.commit(claim, [self.store(claim, len(pieces), pieces[-1])] if pieces else [])
             done += len(lines)
         return done
-
-
-def _answer(line: RowLine) -> ResultLine:
-    return ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
 
 
 @functools.cache
