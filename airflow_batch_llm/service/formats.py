@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import zlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final, cast
 
+import pyarrow as pa
 import zstandard
+
+from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 
 ENDINGS: Final = ".parquet, .jsonl, .jsonl.gz, .jsonl.zst, .csv, .csv.gz or .csv.zst"
 _KINDS: Final = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
@@ -54,16 +57,15 @@ class FileFormat:
 @contextmanager
 def decompressed(stream: BinaryIO, compression: str) -> Iterator[BinaryIO]:
     """The bytes inside a compressed stream. Raises :class:`DamagedError` in the block where they cannot be read."""
+    if compression == "none":
+        yield stream
+        return
     try:
-        if compression == "gzip":
-            with gzip.GzipFile(fileobj=stream) as inner:
-                yield cast("BinaryIO", inner)
-        elif compression == "zstd":
-            with zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True) as reader:
-                yield cast("BinaryIO", reader)
-        else:
-            yield stream
-    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        with pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), compression) as inner:
+            yield cast("BinaryIO", io.BufferedReader(inner))
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, (ChangedError, StorageTroubleError)) or getattr(error, "errno", None) is not None:
+            raise  # what lies below the compression, not the compression itself
         raise DamagedError(str(error)) from error
 
 

@@ -136,7 +136,7 @@ class SourceFinder:
                 "format_not_supported", f"The name of file {file_id} ({stored.filename}) ends not in {ENDINGS}."
             )
         entry = Entry(uri=file_id, size=stored.bytes, version=stored.sha256)
-        return SourceFile(entry, stored.filename, form, _Uploads(self.storage, stored.storage_key))
+        return SourceFile(entry, file_id, form, _Uploads(self.storage, stored.storage_key))
 
 
 @dataclass(frozen=True)

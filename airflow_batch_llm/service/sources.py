@@ -225,8 +225,7 @@ class JsonlSource:
     def _blocks(self) -> Iterator[list[tuple[int, bytes]]]:
         """The lines that are not blank with their numbers, some thousand at a time."""
         with self.file.open() as raw, decompressed(raw, self.file.format.compression) as inner:
-            stream = inner if isinstance(inner, io.BufferedIOBase) else io.BufferedReader(inner)  # type: ignore[type-var]
-            lines = ((number, line.strip()) for number, line in enumerate(_without_mark(stream), start=1))
+            lines = ((number, line.strip()) for number, line in enumerate(_without_mark(inner), start=1))
             lines = ((number, line) for number, line in lines if line)
             while some := list(islice(lines, ROWS)):
                 yield some

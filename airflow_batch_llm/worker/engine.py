@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 import aiohttp
 import orjson
 
+from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.described import described_endpoints
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, judge
 from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
@@ -79,7 +80,7 @@ class Engine:
             raise NotTheRowsFaultError(f"The engine does not describe itself: HTTP {status}")
         return described_endpoints(_json(content) if status == HTTPStatus.OK else None)
 
-    async def ask(self, line: RowLine, claim: Claim, choices: frozenset[str] | None) -> ResultLine:
+    async def ask(self, line: RowLine, claim: Claim, check: AnswerCheck) -> ResultLine:
         """Sends one row and judges the answer. Raises :class:`NotTheRowsFaultError` where there is no judgement."""
         try:
             async with self._http.post(
@@ -90,7 +91,7 @@ class Engine:
                 status, content = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotTheRowsFaultError(f"{type(error).__name__}: {error}") from error
-        return judge(line.row, status, content, choices, endpoint=claim.endpoint, whole=claim.whole)
+        return judge(line.row, status, content, check)
 
     def _body(self, line: RowLine, claim: Claim) -> bytes:
         """A request's body as it was submitted; a table's row behind what all of its rows share."""

@@ -5,7 +5,7 @@ An answer counts only with a finish reason (or status) that says so: vLLM also b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,10 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from airflow_batch_llm.models import ANSWERED, CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
+from airflow_batch_llm.worker.answer_check import MESSAGE_LENGTH, AnswerCheck, Sample, fill_vector
 from airflow_batch_llm.worker_wire import ResultLine
-
-MESSAGE_LENGTH: Final = 500
-"""How much of an engine's error text goes into a table's row; some repeat the whole prompt."""
 
 _OF_THE_ROW: Final = frozenset({400, 413, 422})
 """The statuses by which an engine says that the row itself is wrong."""
@@ -24,6 +22,9 @@ _OF_THE_ROW: Final = frozenset({400, 413, 422})
 
 class NotTheRowsFaultError(Exception):
     """The engine did not judge the row: it died, was overloaded, or the connection broke. The row may be sent again."""
+
+
+_NOTHING: Final = msgspec.Raw()
 
 
 class _Details(msgspec.Struct):
@@ -46,11 +47,16 @@ class _Usage(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     content: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
 
 
 class _Choice(msgspec.Struct):
+    index: int = 0
     message: _Message | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
+    logprobs: msgspec.Raw = _NOTHING
 
 
 class _Completion(msgspec.Struct):
@@ -88,37 +94,34 @@ class _Answer:
 
     finish_reason: str | None
     usage: _Usage
-    text: str | None = None
+    samples: Sequence[Sample] = ()
+    vectors: Sequence[msgspec.Raw] = ()
 
 
-def judge(
-    row: int,
-    status: int,
-    content: bytes,
-    choices: frozenset[str] | None = None,
-    *,
-    endpoint: str = CHAT_COMPLETIONS,
-    whole: bool = False,
-) -> ResultLine:
-    """The result that an answer is, its text alone or (``whole``) as it came.
+def judge(row: int, status: int, content: bytes, check: AnswerCheck) -> ResultLine:
+    """The result that an answer is, what a table needs of it or (``whole``) as it came.
 
     Raises :class:`NotTheRowsFaultError` where the answer says nothing of the row.
     """
+    whole = check.whole
     if status in _OF_THE_ROW or (whole and status == HTTPStatus.NOT_FOUND and _names_what_is_missing(content)):
         return _refused(row, status, content, whole=whole)
     if status != HTTPStatus.OK:
         raise NotTheRowsFaultError(f"HTTP {status}: {content[:MESSAGE_LENGTH].decode(errors='replace')}")
     try:
         content.decode()
-        answer = _READERS[endpoint](content)
-    except (msgspec.DecodeError, IndexError, UnicodeDecodeError, RecursionError) as error:
-        raise NotTheRowsFaultError(f"The engine's answer is none of {endpoint}: {error}") from error
-    result = _counted(row, answer)
-    if whole:
-        result.status_code = status
-        result.response = one_line(content)
-        return result
-    return _with_text(result, answer.text, choices)
+        answer = _READERS[check.endpoint](content)
+        result = _counted(row, answer)
+        if check.of_vectors:
+            (vector,) = answer.vectors
+            return fill_vector(result, vector)
+    except (msgspec.DecodeError, IndexError, ValueError, RecursionError) as error:
+        raise NotTheRowsFaultError(f"The engine's answer is none of {check.endpoint}: {error}") from error
+    if not whole:
+        return check.fill(result, answer.samples)
+    result.status_code = status
+    result.response = one_line(content)
+    return result
 
 
 def engine_error(row: int, error: Exception, *, whole: bool) -> ResultLine:
@@ -138,27 +141,28 @@ def _compact(content: bytes) -> bytes:
     return msgspec.json.format(content, indent=-1)
 
 
-def _chat(content: bytes) -> _Answer:
-    completion = msgspec.json.decode(content, type=_Completion)
-    message = completion.choices[0].message
-    return _of_choices(completion, message.content if message else None)
-
-
 def _completion(content: bytes) -> _Answer:
-    return _of_choices(msgspec.json.decode(content, type=_Completion), None)
-
-
-def _of_choices(completion: _Completion, text: str | None) -> _Answer:
+    completion = msgspec.json.decode(content, type=_Completion)
     for choice in completion.choices:
         if choice.finish_reason not in ANSWERED:
             raise NotTheRowsFaultError(f"The engine broke off with finish reason {choice.finish_reason!r}")
-    return _Answer(completion.choices[0].finish_reason, completion.usage or _Usage(), text)
+    samples = [_sample(choice) for choice in sorted(completion.choices, key=lambda choice: choice.index)]
+    return _Answer(samples[0].finish_reason, completion.usage or _Usage(), samples)
+
+
+def _sample(choice: _Choice) -> Sample:
+    message = choice.message or _Message()
+    thought = bool(message.reasoning or message.reasoning_content)
+    ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
+    logprobs = None if choice.logprobs is _NOTHING else choice.logprobs
+    return Sample(message.content, choice.finish_reason, ended, thought, logprobs)
 
 
 def _embeddings(content: bytes) -> _Answer:
     embeddings = msgspec.json.decode(content, type=_Embeddings)
     embeddings.data[0]  # an answer without a vector is none
-    return _Answer(None, embeddings.usage or _Usage())
+    vectors = [item.embedding for item in embeddings.data]
+    return _Answer(None, embeddings.usage or _Usage(), vectors=vectors)
 
 
 def _response(content: bytes) -> _Answer:
@@ -169,7 +173,7 @@ def _response(content: bytes) -> _Answer:
 
 
 _READERS: Final[dict[str, Callable[[bytes], _Answer]]] = {
-    CHAT_COMPLETIONS: _chat,
+    CHAT_COMPLETIONS: _completion,
     COMPLETIONS: _completion,
     EMBEDDINGS: _embeddings,
     RESPONSES: _response,
@@ -189,19 +193,6 @@ def _counted(row: int, answer: _Answer) -> ResultLine:
         completion_tokens=usage.completion_tokens or usage.output_tokens or 0,
         reasoning_tokens=of_answer.reasoning_tokens,
     )
-
-
-def _with_text(result: ResultLine, text: str | None, choices: frozenset[str] | None) -> ResultLine:
-    result.output = text
-    if text is None:
-        result.status = "invalid_output"
-        result.code = "no_text"
-        result.error = f"The engine gave no text (finish reason {result.finish_reason})."
-    elif choices is not None and text not in choices:
-        result.status = "invalid_output"
-        result.code = "not_a_choice"
-        result.error = f"The answer is none of the {len(choices)} choices (finish reason {result.finish_reason})."
-    return result
 
 
 def _problem(content: bytes) -> _Problem | None:

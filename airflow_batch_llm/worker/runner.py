@@ -229,7 +229,7 @@ class Runner:
     async def _judged(self, work: ChunkWork, line: RowLine) -> bool:
         """Has the engine answer a row; false where it gave no judgement and the row may be sent again."""
         try:
-            result = await self.engine.ask(line, work.claim, work.choices)
+            result = await self.engine.ask(line, work.claim, work.check)
         except NotTheRowsFaultError as error:
             return await self._given_up(work, line, error)
         work.finish(result)

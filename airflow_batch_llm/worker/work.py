@@ -7,8 +7,8 @@ import hashlib
 import io
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker_wire import Claim, PartRecord, ResultLine, RowLine, pack, unpack
 
 
@@ -26,6 +26,7 @@ class ChunkWork:
     """What the runner knows of one chunk. Its rows are in memory, which is what a chunk is bounded for."""
 
     claim: Claim
+    check: AnswerCheck
     todo: deque[RowLine]
     loop: asyncio.AbstractEventLoop
     in_flight: dict[int, asyncio.Task[bool]] = field(default_factory=dict)
@@ -56,11 +57,7 @@ class ChunkWork:
             raise ValueError(f"Chunk {claim.chunk_id} did not arrive as it was stored: its SHA-256 differs.")
         done = set(claim.done)
         lines = (line for line in unpack(io.BytesIO(content), RowLine) if line.row not in done)
-        return cls(claim, deque(lines), asyncio.get_running_loop())
-
-    @cached_property
-    def choices(self) -> frozenset[str] | None:
-        return None if self.claim.choices is None else frozenset(self.claim.choices)
+        return cls(claim, AnswerCheck.of(claim), deque(lines), asyncio.get_running_loop())
 
     @property
     def all_answered(self) -> bool:

@@ -111,3 +111,12 @@ def test_the_leftover_of_a_killed_owner_is_used_again(tables: Path) -> None:
         assert path.parent == tables / "new"
         assert path.name.startswith(".")
     assert list((tables / "new").iterdir()) == []
+
+
+def test_a_file_that_changed_before_it_was_opened_is_not_given_at_all(tables: Path) -> None:
+    (tables / "a").write_bytes(b"one")
+    entry = LocalTree().stat(f"{tables}/a")
+    (tables / "a").write_bytes(b"longer")
+    assert entry is not None
+    with pytest.raises(ChangedError), LocalTree().open(entry):
+        pytest.fail("The block was entered.")

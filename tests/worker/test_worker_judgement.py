@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_batch_llm.worker.answer_check import MESSAGE_LENGTH, AnswerCheck
 from airflow_batch_llm.worker.gpu_time import GpuTime
-from airflow_batch_llm.worker.judgement import MESSAGE_LENGTH, NotTheRowsFaultError, judge
+from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, judge
 from airflow_batch_llm.worker_wire import ResultLine
+
+ANY_TEXT = AnswerCheck()
+CHOICES = AnswerCheck(choices=frozenset({"price", "quality"}))
 
 
 def _completion(content: str | None = "text", reason: str | None = "stop", **usage: Any) -> bytes:
@@ -31,13 +35,13 @@ def _answer(reason: str) -> ResultLine:
 
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls"])
 def test_a_finish_reason_that_says_so_makes_an_answer(reason: str) -> None:
-    assert judge(4, 200, _completion(reason=reason), None) == _answer(reason)
+    assert judge(4, 200, _completion(reason=reason), ANY_TEXT) == _answer(reason)
 
 
 def test_cached_tokens_are_counted_where_the_engine_tells_them() -> None:
     content = _completion(prompt_tokens_details={"cached_tokens": 5})
-    assert judge(4, 200, content, None).cached_tokens == 5
-    assert judge(4, 200, _completion(prompt_tokens_details=None), None).cached_tokens is None
+    assert judge(4, 200, content, ANY_TEXT).cached_tokens == 5
+    assert judge(4, 200, _completion(prompt_tokens_details=None), ANY_TEXT).cached_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_cached_tokens_are_counted_where_the_engine_tells_them() -> None:
 )
 def test_what_is_no_judgement_is_not_the_rows_fault(status: int, content: bytes) -> None:
     with pytest.raises(NotTheRowsFaultError):
-        judge(4, status, content, None)
+        judge(4, status, content, ANY_TEXT)
 
 
 @pytest.mark.parametrize(
@@ -81,39 +85,39 @@ def test_what_is_no_judgement_is_not_the_rows_fault(status: int, content: bytes)
 def test_a_refused_row_is_an_error_with_a_code_and_a_sentence(
     status: int, message: str, param: str | None, code: str | None
 ) -> None:
-    result = judge(4, status, _problem(message, param), None)
+    result = judge(4, status, _problem(message, param), ANY_TEXT)
     assert result == ResultLine(4, "error", code=code or "context_length_exceeded", error=message)
 
 
 def test_a_refusal_in_no_known_shape_keeps_its_text() -> None:
-    assert judge(4, 413, b"Request Entity Too Large", None).error == "Request Entity Too Large"
+    assert judge(4, 413, b"Request Entity Too Large", ANY_TEXT).error == "Request Entity Too Large"
 
 
 def test_an_engines_long_error_text_is_cut() -> None:
-    result = judge(4, 400, _problem("x" * 10_000), None)
+    result = judge(4, 400, _problem("x" * 10_000), ANY_TEXT)
     assert result.error == "x" * MESSAGE_LENGTH
 
 
 @pytest.mark.parametrize("output", ["qu", "", "Price", "price "])
 def test_an_answer_that_is_none_of_the_choices_is_kept_and_not_a_success(output: str | None) -> None:
-    result = judge(4, 200, _completion(output, "length"), frozenset({"price", "quality"}))
+    result = judge(4, 200, _completion(output, "length"), CHOICES)
     assert (result.status, result.code, result.output) == ("invalid_output", "not_a_choice", output)
 
 
-@pytest.mark.parametrize("choices", [None, frozenset({"price", "quality"})])
-def test_an_answer_without_a_text_is_no_success(choices: frozenset[str] | None) -> None:
-    result = judge(4, 200, _completion(None, "length"), choices)
+@pytest.mark.parametrize("check", [ANY_TEXT, CHOICES])
+def test_an_answer_without_a_text_is_no_success(check: AnswerCheck) -> None:
+    result = judge(4, 200, _completion(None, "length"), check)
     assert (result.status, result.code, result.output) == ("invalid_output", "no_text", None)
 
 
 def test_a_choice_is_a_success() -> None:
-    assert judge(4, 200, _completion("price"), frozenset({"price", "quality"})).status == "success"
+    assert judge(4, 200, _completion("price"), CHOICES).status == "success"
 
 
 @given(st.integers(100, 599), st.binary(max_size=200))
 def test_no_answer_at_all_breaks_the_judge(status: int, content: bytes) -> None:
     try:
-        result = judge(0, status, content, None)
+        result = judge(0, status, content, ANY_TEXT)
     except NotTheRowsFaultError:
         return
     assert result.status == "error"

@@ -16,6 +16,7 @@ from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.chunks import ChunkLease
+from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.runner import Runner
 from airflow_batch_llm.worker.work import ChunkWork
 from airflow_batch_llm.worker_wire import Claim, Registration, RowLine, ServedModel
@@ -102,7 +103,9 @@ async def test_a_row_that_is_taken_back_before_it_was_sent_frees_its_slot(bench:
     async with bench.worker(max_num_seqs=1) as worker:
         await soon(lambda: bench.service.client.models().data)
         runner: Runner = worker.runner
-        work = ChunkWork(claim, deque(RowLine(row, {"messages": []}) for row in range(2)), asyncio.get_running_loop())
+        work = ChunkWork(
+            claim, AnswerCheck(), deque(RowLine(row, {"messages": []}) for row in range(2)), asyncio.get_running_loop()
+        )
         await runner._send_next(work)
         await runner._send_next(work)
         assert runner._window.locked()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, ENDPOINTS, RESPONSES
+from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.described import described_endpoints
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, engine_error, judge, one_line
 from tests.service.requests import create, file_of, line, lines_of, openai_client
@@ -137,11 +138,11 @@ ANSWERS: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_an_answer_counts_whole_only_if_it_says_that_it_is_one(endpoint: str) -> None:
     good, bad = ANSWERS[endpoint]
-    result = judge(4, 200, good, endpoint=endpoint, whole=True)
+    result = judge(4, 200, good, AnswerCheck(endpoint, whole=True))
     assert (result.status, result.status_code, bytes(result.response)) == ("success", 200, good)
     for wrong in (bad, b"", b"[]", b"<html>", good[:-1], good.replace(b'"', b'"\xff', 1)):
         with pytest.raises(NotTheRowsFaultError):
-            judge(4, 200, wrong, endpoint=endpoint, whole=True)
+            judge(4, 200, wrong, AnswerCheck(endpoint, whole=True))
 
 
 @pytest.mark.parametrize(
@@ -159,9 +160,9 @@ def test_an_answer_counts_whole_only_if_it_says_that_it_is_one(endpoint: str) ->
 def test_a_refusal_is_the_rows_only_where_it_speaks_of_the_row(status: int, body: bytes, whose: str) -> None:
     if whose == "engine":
         with pytest.raises(NotTheRowsFaultError):
-            judge(4, status, body, whole=True)
+            judge(4, status, body, AnswerCheck(whole=True))
         return
-    result = judge(4, status, body, whole=True)
+    result = judge(4, status, body, AnswerCheck(whole=True))
     assert (result.status, result.status_code) == ("error", status)
     error = msgspec.json.decode(result.response)["error"]
     assert error["message"] in body.decode()
