@@ -153,9 +153,11 @@ def check_word(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it is {' or '.join(map(repr, WORDS[name]))}.")
 
 
-def check_typed(*, choices: Any, output_type: Any) -> None:
+def check_typed(*, choices: Any, output_type: Any, n: int | None) -> None:
     if choices is not None and output_type is not None:
         raise ValueError("Give either choices or output_type: an answer is one of some texts, or an object.")
+    if (n or 1) != 1 and (choices is not None or output_type is not None):
+        raise ValueError(f"n is {n}: several answers a row go with plain text, not with choices or output_type.")
 
 
 def check_dry_run(

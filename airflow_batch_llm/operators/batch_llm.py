@@ -172,7 +172,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_target(target, format=format, compression=compression)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
-        arguments.check_typed(choices=choices, output_type=output_type)
+        arguments.check_typed(choices=choices, output_type=output_type, n=n)
         arguments.check_word("reuse", reuse)
         arguments.check_word("on_clear", on_clear)
         arguments.check_budget(**budget, **waits)

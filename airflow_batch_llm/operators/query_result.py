@@ -34,15 +34,20 @@ Row = Sequence[Any]
 
 
 def write_query_result(source: SQLSource, folder: Path) -> list[Path]:
-    """The result as files below ``folder``, in the query's order; one file, without rows, where it has none.
+    """The result as files below ``folder``, in the query's order.
 
-    Raises ValueError for a result that no table can hold as it is, with the column and the row.
+    Raises ValueError for a result without rows, and for one that no table can hold as it is, with column and row.
     """
     with _result(source) as (names, blocks):
         _check_names(names)
         parts = _Parts(folder, [ColumnType(name) for name in names], source.rows_per_file)
         for block in blocks:
             parts.add(block)
+    if not parts.rows:
+        raise ValueError(
+            f"The query of the SQLSource on {source.conn_id!r} gives no rows: there is nothing to ask. "
+            "Nothing was submitted."
+        )
     return parts.finished()
 
 
@@ -57,12 +62,12 @@ class _Parts:
     _waiting: list[pa.Table] = field(default_factory=list)
     _writer: pq.ParquetWriter | None = None
     _file_rows: int = 0
-    _rows: int = 0
+    rows: int = 0
 
     def add(self, block: Sequence[Row]) -> None:
         for piece in self._cut(block):
             self._waiting.append(self._table(piece))
-            self._rows += len(piece)
+            self.rows += len(piece)
             full = self._file_rows + sum(table.num_rows for table in self._waiting) >= self.rows_per_file
             if full or sum(table.nbytes for table in self._waiting) >= GROUP_BYTES:
                 self._flush()
@@ -71,7 +76,7 @@ class _Parts:
 
     def finished(self) -> list[Path]:
         """All files, each with the schema that the whole result has."""
-        if self._waiting or not self._written:
+        if self._waiting:
             self._flush()
         self._close()
         schema = self._schema()
@@ -92,7 +97,7 @@ class _Parts:
         import pyarrow as pa
 
         values = zip(*piece, strict=True)
-        arrays = [column.array(of, first=self._rows) for column, of in zip(self.columns, values, strict=True)]
+        arrays = [column.array(of, first=self.rows) for column, of in zip(self.columns, values, strict=True)]
         return pa.table(arrays, names=[column.name for column in self.columns])
 
     def _schema(self) -> pa.Schema:
@@ -110,11 +115,10 @@ class _Parts:
             path = self.folder / f"part-{len(self._written):05}.parquet"
             self._writer = pq.ParquetWriter(path, schema, compression="zstd")
             self._written.append((path, schema))
-        if self._waiting:
-            group = pa.concat_tables([table.cast(schema) for table in self._waiting])
-            self._writer.write_table(group, row_group_size=max(group.num_rows, 1))
-            self._file_rows += group.num_rows
-            self._waiting = []
+        group = pa.concat_tables([table.cast(schema) for table in self._waiting])
+        self._writer.write_table(group, row_group_size=group.num_rows)
+        self._file_rows += group.num_rows
+        self._waiting = []
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -54,6 +54,7 @@ def operator(**changes: Any) -> BatchLLMOperator:
         ({"output_type": {"type": "object", "properties": {"a": {1, 2}}}}, "is no JSON"),
         ({"output_type": Answer, "choices": ["a", "b"]}, "either choices or output_type"),
         ({"n": 0}, "n is 0"),
+        ({"n": 2, "temperature": 1.0, "choices": ["a", "b"]}, "several answers a row go with plain text"),
         ({"n": 2}, "Give a temperature above 0"),
         ({"reuse": "always"}, "reuse is 'always'"),
         ({"on_clear": "again"}, "on_clear is 'again'"),

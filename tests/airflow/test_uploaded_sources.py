@@ -152,14 +152,13 @@ def test_the_fields_of_a_table_are_sent(service: TableService) -> None:
         format="csv",
         compression="zstd",
         output_type={"type": "object", "properties": {"x": {"type": "string"}}},
-        n=3,
         temperature=0.5,
     )
     spec = service.batches[0]["dataset"]
     assert spec["source"] == ["a/", "b/*.csv.gz"]
     assert (spec["target"], spec["format"], spec["compression"]) == ("out/", "csv", "zstd")
     assert spec["output_schema"]["properties"] == {"x": {"type": "string"}}
-    assert spec["parameters"] == {"n": 3, "temperature": 0.5}
+    assert spec["parameters"] == {"temperature": 0.5}
 
 
 def test_a_table_for_embeddings_has_an_input_instead_of_messages(service: TableService) -> None:
