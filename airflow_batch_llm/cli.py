@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -21,9 +22,9 @@ from rich.table import Column, Table
 
 from airflow_batch_llm import __version__, clock
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
-from airflow_batch_llm.client.watch import raise_unless_completed
-from airflow_batch_llm.errors import BatchEndedError, BatchLLMError, NoAnswerError
-from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed, rows_so_far
+from airflow_batch_llm.errors import BatchEndedError, BatchFailedError, BatchLLMError, NoAnswerError
+from airflow_batch_llm.models import EMBEDDINGS, RowStatus
 from airflow_batch_llm.settings import (
     DEFAULT_PORT,
     HOME_VARIABLE,
@@ -52,6 +53,8 @@ err: Final = Console(stderr=True)
 
 WATCH_SECONDS: Final = 1.0
 DEFAULT_HOME: Final = Path("~/.batch-llm")
+NO_TARGET: Final = "dry-run.parquet"
+"""Stands for the target of an estimate without one. It is never written."""
 
 Home = Annotated[Path, typer.Option(envvar=HOME_VARIABLE, help="Where state, bytes and the token are kept.")]
 DataRoot = Annotated[
@@ -68,6 +71,29 @@ MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Rows that the engine works
 Url = Annotated[str, typer.Option(envvar=URL_VARIABLE, help="The service's address.")]
 Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this. [default: no limit]")]
 BatchId = Annotated[str, typer.Argument(help="The batch's id.")]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The rows: a file (.parquet, .jsonl, .csv; the latter two also .gz or .zst), a folder ending in /, or a "
+        "pattern in quotes."
+    ),
+]
+MoreSources = Annotated[list[str] | None, typer.Option("--source", help="A further source. Repeatable.")]
+Model = Annotated[str, typer.Option(help="What the model is called.")]
+Prompt = Annotated[str, typer.Option(help="The template: {name} is replaced by that column.")]
+System = Annotated[str | None, typer.Option(help="A template for the system message.")]
+Choice = Annotated[list[str] | None, typer.Option(help="One of the only answers allowed. Repeatable.")]
+OutputSchema = Annotated[
+    Path | None, typer.Option(help="A file with the JSON Schema of the object that every answer is to be.")
+]
+Embed = Annotated[bool, typer.Option("--embed", help="Embed the prompt's text instead of answering it.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of one answer.")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="Of a target folder: parquet, jsonl or csv. [default: parquet]")
+]
+CompressionOption = Annotated[str | None, typer.Option(help="Of a target folder's files: none, gzip or zstd.")]
+ReuseOption = Annotated[str, typer.Option(help="Whether equal rows share an answer: auto or never.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
 
 
 @app.command()
@@ -171,34 +197,82 @@ def up(
 
 @app.command()
 def submit(
-    source: Annotated[str, typer.Argument(help="The table: a .parquet, .jsonl or .csv file.")],
-    target: Annotated[str, typer.Argument(help="Where the result goes.")],
-    model: Annotated[str, typer.Option(help="What the model is called.")],
-    prompt: Annotated[str, typer.Option(help="The template: {name} is replaced by that column.")],
-    system: Annotated[str | None, typer.Option(help="A template for the system message.")] = None,
-    choice: Annotated[list[str] | None, typer.Option(help="One of the only answers allowed. Repeatable.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of one answer.")] = None,
+    source: SourceArgument,
+    target: Annotated[str, typer.Argument(help="Where the result goes: a file, or a folder ending in /.")],
+    model: Model,
+    prompt: Prompt,
+    system: System = None,
+    choice: Choice = None,
+    output_schema: OutputSchema = None,
+    embed: Embed = False,
+    max_tokens: MaxTokens = None,
+    more: MoreSources = None,
+    table_format: FormatOption = None,
+    compression: CompressionOption = None,
+    reuse: ReuseOption = "auto",
     key: Annotated[str | None, typer.Option(help="Submitting twice with one key gives one batch.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")] = False,
+    overwrite: Overwrite = False,
     url: Url = DEFAULT_URL,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Submit a table; prints the batch's id."""
-    messages = [Message(role="system", content=system)] if system else []
-    spec = DatasetSpec(
-        source=_absolute(source),
-        target=_absolute(target),
-        messages=[*messages, Message(role="user", content=prompt)],
-        choices=choice or None,
-        parameters={} if max_tokens is None else {"max_tokens": max_tokens},
-        overwrite=overwrite,
+    asked = Asked(prompt, system, choice, output_schema, embed, max_tokens)
+    spec = asked.spec(
+        [source, *(more or [])], target, format=table_format, compression=compression, overwrite=overwrite
     )
+    create = _create(dataset=spec, model=model, endpoint=asked.endpoint, key=key, priority=priority, reuse=reuse)
     with _client(url, home) as client:
-        batch = client.submit(BatchCreate(dataset=spec, model=model, key=key, priority=priority))
+        batch = client.submit(create)
     out.print(batch.id, highlight=False)
     if batch.progress.waiting_for:
         err.print(batch.progress.waiting_for, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def estimate(
+    source: SourceArgument,
+    model: Model,
+    prompt: Prompt,
+    target: Annotated[str | None, typer.Argument(help="Where a result would go. It is not written.")] = None,
+    system: System = None,
+    choice: Choice = None,
+    output_schema: OutputSchema = None,
+    embed: Embed = False,
+    max_tokens: MaxTokens = None,
+    more: MoreSources = None,
+    table_format: FormatOption = None,
+    compression: CompressionOption = None,
+    reuse: ReuseOption = "auto",
+    key: Annotated[str | None, typer.Option(help="Asking twice with one key gives one estimate.")] = None,
+    priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    url: Url = DEFAULT_URL,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Say what a table would take: rows, tokens, time. Takes what `submit` takes, runs no rows, writes no target."""
+    asked = Asked(prompt, system, choice, output_schema, embed, max_tokens)
+    spec = asked.spec(
+        [source, *(more or [])], target or NO_TARGET, format=table_format, compression=compression, overwrite=overwrite
+    )
+    asked_for = {"dataset": spec, "model": model, "endpoint": asked.endpoint}
+    create = _create(**asked_for, key=key, priority=priority, reuse=reuse, dry_run=True)
+    with _client(url, home) as client:
+        batch = client.submit(create)
+        while not batch.status.ended:
+            time.sleep(WATCH_SECONDS)
+            batch = _look(client, batch.id) or batch
+    raise_unless_completed(batch)
+    if batch.estimate is None:
+        raise BatchFailedError(f"Batch {batch.id} completed without an estimate.", batch_id=batch.id)
+    if as_json:
+        out.print_json(batch.estimate.model_dump_json())
+        return
+    table = Table("what", Column("how much", justify="right"))
+    for line in estimate_lines(batch.estimate):
+        table.add_row(*line)
+    out.print(table)
 
 
 @app.command()
@@ -215,18 +289,19 @@ def list_batches(
     url: Url = DEFAULT_URL,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """List the newest batches."""
+    """List the newest batches. Rows that are spared got the answer of an equal row, of that batch or an earlier one."""
     with _client(url, home) as client:
         page = client.list(limit=limit)
-    table = Table(Column("batch", no_wrap=True), "status", "model", "rows", "failed", "created (UTC)")
+    table = Table(Column("batch", no_wrap=True), "status", "model", "rows", "failed", "spared", "created (UTC)")
     for batch in page.data:
-        progress = batch.progress
+        total, done, failed = rows_so_far(batch)
         table.add_row(
             batch.id,
             batch.status,
             batch.model,
-            f"{progress.rows_done:,}/{progress.rows_total:,}",
-            f"{progress.rows_failed:,}",
+            f"{done:,}/{total:,}",
+            f"{failed:,}",
+            f"{batch.progress.rows_duplicate + batch.progress.rows_reused:,}",
             f"{clock.from_unix(batch.created_at):%Y-%m-%d %H:%M:%S}",
         )
     out.print(table)
@@ -245,7 +320,9 @@ def watch(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) 
                     break
             time.sleep(WATCH_SECONDS)
     raise_unless_completed(batch)
-    err.print(f"{batch.request_counts.completed:,} rows answered, {batch.request_counts.failed:,} failed")
+    err.print(
+        f"{batch.request_counts.completed:,} rows answered, {batch.request_counts.failed:,} failed{_spared(batch)}"
+    )
 
 
 @app.command()
@@ -305,6 +382,59 @@ def _explained() -> Iterator[None]:
         sys.exit(1)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the options say is asked of each row."""
+
+    prompt: str
+    system: str | None
+    choices: list[str] | None
+    output_schema: Path | None
+    embed: bool
+    max_tokens: int | None
+
+    @property
+    def endpoint(self) -> str | None:
+        return EMBEDDINGS if self.embed else None
+
+    def spec(self, sources: list[str], target: str, **more: Any) -> DatasetSpec:
+        places = [_absolute(source) for source in sources]
+        return DatasetSpec.model_validate(
+            {"source": places[0] if len(places) == 1 else places, "target": _absolute(target), **self._each(), **more}
+        )
+
+    def _each(self) -> dict[str, Any]:
+        chat = {
+            "--system": self.system,
+            "--choice": self.choices,
+            "--output-schema": self.output_schema,
+            "--max-tokens": self.max_tokens,
+        }
+        if self.embed:
+            given = [name for name, value in chat.items() if value]
+            if given:
+                raise typer.BadParameter(f"{given[0]} does not go with --embed: a vector is no text.")
+            return {"input": self.prompt}
+        messages = [Message(role="system", content=self.system)] if self.system else []
+        return {
+            "messages": [*messages, Message(role="user", content=self.prompt)],
+            "choices": self.choices or None,
+            "output_schema": None if self.output_schema is None else _schema(self.output_schema),
+            "parameters": {} if self.max_tokens is None else {"max_tokens": self.max_tokens},
+        }
+
+
+def _schema(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"The schema {path} cannot be read: {error}.") from error
+
+
+def _create(**fields: Any) -> BatchCreate:
+    return BatchCreate.model_validate(fields)
+
+
 def _client(url: str, home: Path) -> BatchClient:
     return BatchClient(url, _token(home))
 
@@ -361,13 +491,20 @@ def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:
 
 def _absolute(place: str) -> str:
     """A local path as the service, which has another working directory, must be told it."""
-    return place if "://" in place else str(Path(place).absolute())
+    return place if "://" in place else f"{Path(place).absolute()}{'/' * place.endswith('/')}"
 
 
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _spared(batch: Batch) -> str:
+    """How many rows did not need the engine; nothing where there were none."""
+    progress = batch.progress
+    counts = ((progress.rows_duplicate, "as equal rows of this batch"), (progress.rows_reused, "as rows before"))
+    return "".join(f", {count:,} {how}" for count, how in counts if count)
 
 
 def _look(client: BatchClient, batch_id: str) -> Batch | None:
@@ -392,13 +529,14 @@ def _bar() -> Progress:
 
 def _draw(bar: Progress, line: Any, batch: Batch) -> None:
     progress = batch.progress
+    total, done, _ = rows_so_far(batch)
     rate = "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f} tokens/s"
     eta = "" if progress.eta_seconds is None else f"ETA {progress.eta_seconds:,.0f} s"
     bar.update(
         line,
         description=batch.status,
-        completed=progress.rows_done,
-        total=progress.rows_total or None,
+        completed=done,
+        total=total or None,
         rate=rate,
         eta=progress.waiting_for or eta,
     )

@@ -18,6 +18,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("airflow_batch_llm.operators.batch_llm"),
         "sensors": _modules("airflow_batch_llm.sensors.batch_llm"),
         "triggers": _modules("airflow_batch_llm.triggers.batch_llm"),
+        "task-decorators": [
+            {"name": "batch_llm", "class-name": "airflow_batch_llm.decorators.batch_llm.batch_llm_task"}
+        ],
         "connection-types": [_connection_type()],
         "extra-links": ["airflow_batch_llm.links.batch_llm.BatchLLMLink"],
     }

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.cli import main
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.settings import HOME_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from airflow_batch_llm.wire import Batch, BatchCreate, BatchList, Estimate, Progress, RequestCounts
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 
@@ -73,6 +77,96 @@ def test_a_table_is_submitted_followed_listed_and_read(
     assert batch_id in batch_llm("list").stdout
 
 
+def test_a_submit_takes_several_sources_a_format_and_a_schema(
+    service: RunningService, batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = _sent(monkeypatch)
+    (service.data_root / "schema.json").write_text('{"type": "object", "properties": {"a": {"type": "string"}}}')
+    done = batch_llm(
+        *("submit", "one.parquet", "out/", "--source", "more/", "--source", "s3://lake/x*.csv", "--model", "m"),
+        *("--prompt", "{a}", "--format", "csv", "--compression", "gzip", "--reuse", "never"),
+        *("--output-schema", "schema.json"),
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "batch_1"), done.stderr
+    [create] = sent
+    root = service.data_root
+    assert create.dataset is not None
+    assert create.dataset.source == [f"{root}/one.parquet", f"{root}/more/", "s3://lake/x*.csv"]
+    assert create.dataset.target == f"{root}/out/"
+    assert (create.dataset.format, create.dataset.compression, create.reuse) == ("csv", "gzip", "never")
+    assert create.dataset.output_schema is not None
+    assert create.dataset.output_schema["properties"] == {"a": {"type": "string"}}
+
+
+def test_a_submit_of_texts_to_embed_has_an_input(batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = _sent(monkeypatch)
+    assert batch_llm("submit", "a.csv", "b.parquet", "--model", "m", "--prompt", "{a}", "--embed").returncode == 0
+    [create] = sent
+    assert create.endpoint == "/v1/embeddings"
+    assert create.dataset is not None
+    assert (create.dataset.input, create.dataset.messages) == ("{a}", [])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_estimate_is_a_table_or_json_and_needs_no_target(
+    as_json: bool, batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate = Estimate(
+        rows=1000,
+        rows_faulty=1,
+        rows_duplicate=200,
+        rows_reused=0,
+        rows_asked=799,
+        prompt_tokens=7990,
+        tokens_from="tokenized sample",
+        sample_rows=100,
+        completion_tokens=799,
+        cost=1.5,
+    )
+    sent = _sent(monkeypatch, status="completed", estimate=estimate)
+    done = batch_llm("estimate", "a.csv", "--model", "m", "--prompt", "{a}", *(["--json"] if as_json else []))
+    assert done.returncode == 0, done.stderr
+    assert sent[0].dry_run
+    if as_json:
+        assert Estimate.model_validate_json(done.stdout) == estimate
+    else:
+        assert "7,990 (10.0 a row, by a tokenized sample of 100 rows)" in done.stdout
+        assert "about 1.50" in done.stdout
+        assert "GPU-seconds" not in done.stdout
+
+
+def test_rows_are_counted_wherever_the_server_says_them(
+    batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = RequestCounts(total=7, completed=4, failed=1)
+    batch = _batch(request_counts=counts, progress=Progress(rows_duplicate=2, rows_reused=1))
+    monkeypatch.setattr(BatchClient, "list", lambda _, **__: BatchList(data=[batch]))
+    shown = batch_llm("list").stdout
+    assert "5/7" in shown
+    assert "│ 1      │ 3 " in shown
+    ended = batch.model_copy(update={"status": BatchStatus.COMPLETED})
+    monkeypatch.setattr(BatchClient, "get", lambda *_: ended)
+    watched = batch_llm("watch", "batch_1").stderr
+    assert "5/7" in watched
+    assert "4 rows answered, 1 failed, 2 as equal rows of this batch, 1 as rows before" in " ".join(watched.split())
+
+
+def _batch(**fields: Any) -> Batch:
+    return Batch.model_validate({"id": "batch_1", "endpoint": "", "created_at": 0, "status": "in_progress", **fields})
+
+
+def _sent(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[BatchCreate]:
+    """What the command submits from now on, to a service that takes anything."""
+    sent: list[BatchCreate] = []
+
+    def submit(_: BatchClient, create: BatchCreate) -> Batch:
+        sent.append(create)
+        return _batch(**fields)
+
+    monkeypatch.setattr(BatchClient, "submit", submit)
+    return sent
+
+
 def test_a_cancelled_batch_ends_the_watch_with_code_2(
     service: RunningService, batch_llm: CommandLine, batch_id: str
 ) -> None:
@@ -90,6 +184,18 @@ def test_a_cancelled_batch_ends_the_watch_with_code_2(
         (["list"], {HOME_VARIABLE: "/nowhere"}, "There is no token"),
         (["status", "batch_nope"], {}, "No such batch: batch_nope"),
         (["submit", "no.csv", "t.csv", "--model", "m", "--prompt", "x"], {}, "does not exist"),
+        (
+            ["submit", "s.csv", "t.csv", "--model", "m", "--prompt", "x", "--embed", "--choice", "a"],
+            {},
+            "--choice does not go with --embed",
+        ),
+        (
+            ["submit", "s.csv", "t.csv", "--model", "m", "--prompt", "x", "--output-schema", "none.json"],
+            {},
+            "The schema none.json cannot be read",
+        ),
+        (["submit", "s.csv", "t/", "--model", "m", "--prompt", "x", "--format", "orc"], {}, "format: Input should be"),
+        (["estimate", "s.csv", "--model", "m", "--prompt", "x"], {}, "does not exist"),
         (["serve", "--data-root", "/nowhere"], {}, "is not a folder"),
         (
             ["submit", "s.csv", "t.csv", "--model", "m", "--prompt", "x", "--choice", "a"],

@@ -134,14 +134,17 @@ class BatchClient:
             if not page.has_more or after is None:
                 return
 
-    def upload(self, path: Path, *, purpose: str = "batch") -> FileObject:
-        """Stores a file of requests, streamed from disk."""
+    def upload(self, path: Path, *, purpose: str = "batch", expires_after: int | None = None) -> FileObject:
+        """Stores a file of requests (or, with purpose ``dataset``, a table), streamed from disk.
+
+        It goes ``expires_after`` seconds from now, if that is given.
+        """
         with path.open("rb") as stream:
-            return self._upload(path.name, stream, purpose)
+            return self._upload(path.name, stream, purpose, expires_after)
 
     def upload_bytes(self, name: str, content: bytes, *, purpose: str = "batch") -> FileObject:
         """Stores a file of requests that is in memory anyway."""
-        return self._upload(name, content, purpose)
+        return self._upload(name, content, purpose, None)
 
     def file(self, file_id: str) -> FileObject:
         return self._call(FileObject, "GET", f"/v1/files/{file_id}")
@@ -160,13 +163,16 @@ class BatchClient:
             response = self._http.delete(f"/v1/files/{file_id}")
         checked(response, self.url)
 
-    def _upload(self, name: str, content: IO[bytes] | bytes, purpose: str) -> FileObject:
+    def _upload(self, name: str, content: IO[bytes] | bytes, purpose: str, expires_after: int | None) -> FileObject:
+        form = {"purpose": purpose}
+        if expires_after is not None:
+            form |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_after)}
         return self._call(
             FileObject,
             "POST",
             "/v1/files",
             files={"file": (name, content)},
-            data={"purpose": purpose},
+            data=form,
             timeout=httpx.Timeout(UPLOAD_SECONDS, connect=TIMEOUT.connect),
         )
 

@@ -18,7 +18,7 @@ from airflow_batch_llm.errors import (
     NoAnswerError,
 )
 from airflow_batch_llm.models import BatchStatus
-from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.wire import Batch, Estimate
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,16 @@ def raise_unless_completed(batch: Batch) -> None:
 def progress_line(batch: Batch) -> str:
     """How far a batch is, in one line for a log."""
     progress = batch.progress
-    total, done, failed = _rows(batch)
+    total, done, failed = rows_so_far(batch)
     parts = [f"Batch {batch.id} is {batch.status}"]
     if total:
         parts.append(f"{done:,} of {total:,} rows ({done / total:.0%})")
     if failed:
         parts.append(f"{failed:,} failed")
+    if progress.rows_duplicate:
+        parts.append(f"{progress.rows_duplicate:,} duplicates")
+    if progress.rows_reused:
+        parts.append(f"{progress.rows_reused:,} reused")
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.eta_seconds is not None:
@@ -75,7 +79,32 @@ def progress_line(batch: Batch) -> str:
     return f"{line}. {progress.waiting_for}" if progress.waiting_for else line
 
 
-def _rows(batch: Batch) -> tuple[int, int, int]:
+def estimate_lines(estimate: Estimate) -> list[tuple[str, str]]:
+    """An estimate as pairs of a name and a value, for a log or a table."""
+    per_row = estimate.prompt_tokens / estimate.rows_asked if estimate.rows_asked else 0.0
+    lines = [
+        ("Rows", f"{estimate.rows:,}"),
+        ("… that cannot be asked", f"{estimate.rows_faulty:,}"),
+        ("… that equal another row", f"{estimate.rows_duplicate:,}"),
+        ("… that were answered before", f"{estimate.rows_reused:,}"),
+        ("… to be asked", f"{estimate.rows_asked:,}"),
+        ("Prompt tokens", f"{estimate.prompt_tokens:,} ({per_row:,.1f} a row, by {_counted_by(estimate)})"),
+        ("Answer tokens", f"about {estimate.completion_tokens:,}"),
+    ]
+    if estimate.gpu_seconds is not None:
+        lines.append(("GPU-seconds", f"about {estimate.gpu_seconds:,.0f}"))
+    if estimate.cost is not None:
+        lines.append(("Cost", f"about {estimate.cost:,.2f}"))
+    return lines
+
+
+def _counted_by(estimate: Estimate) -> str:
+    if estimate.tokens_from == "characters":
+        return "four characters for one: no engine counted"
+    return f"a tokenized sample of {estimate.sample_rows:,} rows"
+
+
+def rows_so_far(batch: Batch) -> tuple[int, int, int]:
     """Rows in all, done and failed; other servers have no more to say than OpenAI's counts."""
     progress, counts = batch.progress, batch.request_counts
     if progress.rows_total:

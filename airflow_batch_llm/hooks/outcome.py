@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_batch_llm.client.watch import raise_unless_completed
+from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed
 from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
 from airflow_batch_llm.wire import Batch
 
@@ -30,16 +30,23 @@ def outcome(batch: Batch, log: Log) -> dict[str, Any]:
     Raises AirflowFailException for a batch that failed (its input is wrong, and would be wrong again), AirflowException
     for one that was cancelled or expired (a retry goes on from what was done; on a server of others it starts anew).
     """
-    try:
-        raise_unless_completed(batch)
-    except BatchFailedError as error:
-        raise AirflowFailException(str(error)) from error
-    except BatchLLMError as error:
-        raise AirflowException(f"{error} {_what_a_retry_does(batch)}") from error
+    _raise_unless_completed(batch)
     _log_counts(batch, log)
     if batch.manifest is not None:
         return batch.manifest.model_dump(mode="json")
     return {"batch_id": batch.id, **batch.model_dump(mode="json", include=REQUEST_FILE_RESULT)}
+
+
+def estimated(batch: Batch, log: Log) -> dict[str, Any]:
+    """The estimate of a dry run that completed, with ``batch_id``, logged. Raises as :func:`outcome` does."""
+    _raise_unless_completed(batch)
+    if batch.estimate is None:
+        raise AirflowFailException(f"Batch {batch.id} completed without an estimate: the service does not make any.")
+    log.info("::group::Estimate of batch %s", batch.id)
+    for what, value in estimate_lines(batch.estimate):
+        log.info("%s: %s", what, value)
+    log.info("::endgroup::")
+    return {"batch_id": batch.id, **batch.estimate.model_dump(mode="json")}
 
 
 def asset_extra(batch: Batch) -> dict[str, Any]:
@@ -68,6 +75,15 @@ def refusals_fail_the_task() -> Iterator[None]:
         raise AirflowFailException(f"The batch service refused this: {error}") from error
 
 
+def _raise_unless_completed(batch: Batch) -> None:
+    try:
+        raise_unless_completed(batch)
+    except BatchFailedError as error:
+        raise AirflowFailException(str(error)) from error
+    except BatchLLMError as error:
+        raise AirflowException(f"{error} {_what_a_retry_does(batch)}") from error
+
+
 def _what_a_retry_does(batch: Batch) -> str:
     # Only a service with its extensions says which team a batch belongs to.
     return "A retry goes on from what was done." if batch.team else "A retry submits it anew."
@@ -77,6 +93,13 @@ def _log_counts(batch: Batch, log: Log) -> None:
     counts = batch.request_counts
     log.info("::group::Counts of batch %s", batch.id)
     log.info("Rows: %s, answered: %s, failed: %s", counts.total, counts.completed, counts.failed)
+    progress = batch.progress
+    if progress.rows_duplicate or progress.rows_reused:
+        log.info(
+            "Of these %s got the answer of an equal row of this batch, and %s of an earlier one",
+            progress.rows_duplicate,
+            progress.rows_reused,
+        )
     _log_tokens(batch, log)
     for file in batch.manifest.files if batch.manifest else []:
         log.info("Target: %s (%s rows, %s bytes)", file.uri, file.rows, file.bytes)

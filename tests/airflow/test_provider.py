@@ -30,7 +30,8 @@ def test_every_module_and_class_that_the_provider_names_exists() -> None:
     for kind in ("hooks", "operators", "sensors", "triggers"):
         for module in info[kind][0]["python-modules"]:
             import_module(module)
-    classes = [*info["extra-links"], *(found["hook-class-name"] for found in info["connection-types"])]
+    classes = [*info["extra-links"], *(found["class-name"] for found in info["task-decorators"])]
+    classes += [*(found["hook-class-name"] for found in info["connection-types"])]
     for path in classes:
         module, _, name = path.rpartition(".")
         assert hasattr(import_module(module), name)

@@ -1,0 +1,69 @@
+"""How a try of a task comes to its batch: it goes on with what an earlier try left, or submits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from airflow_batch_llm.errors import NotFoundError
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.operators.error_budget import ErrorBudget
+from airflow_batch_llm.operators.server import Server
+from airflow_batch_llm.operators.sources import Log, Place
+from airflow_batch_llm.wire import Batch, BatchCreate
+
+_ENDED_EARLY = frozenset({BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One try's way to its batch under ``key``.
+
+    ``create`` makes the submit over a place (None for a request file), ``place`` finds out the place, which may mean to
+    run a query and to upload its result.
+    """
+
+    server: Server
+    key: str
+    create: Callable[[Place | None], BatchCreate]
+    place: Callable[[], Place | None]
+    budget: ErrorBudget
+    log: Log
+
+    def batch(self, *, found_first: bool) -> Batch:
+        """The batch of an earlier try, or a new one; one with too many failed rows in a new generation.
+
+        With ``found_first`` an earlier try's batch is looked for before the place is found out, and taken with its own
+        source.
+        """
+        found = self.server.find(self.key) if found_first else None
+        batch = self._submitted() if found is None or found.dataset is None else self._taken_up(found)
+        limit = self.budget.broken_by(batch)
+        if limit is None or not self.server.extensions:
+            return batch
+        # Only an earlier try's batch can have completed by now.
+        again = self.server.client.retry(batch.id)
+        self.log.info(
+            "%s of %s rows of batch %s had failed, and %s: batch %s asks for those again",
+            batch.request_counts.failed,
+            batch.request_counts.total,
+            batch.id,
+            limit,
+            again.id,
+        )
+        return again
+
+    def _submitted(self) -> Batch:
+        return self.server.submit(self.create(self.place()), self.key)
+
+    def _taken_up(self, found: Batch) -> Batch:
+        """The batch under the key with its own source: it lives, or completed, or goes on from what was done."""
+        assert found.dataset is not None  # noqa: S101 (the caller looked)
+        try:
+            return self.server.submit(self.create(found.dataset.source), self.key)
+        except NotFoundError as error:
+            if found.status in _ENDED_EARLY:
+                self.log.info("The source of batch %s is gone (%s), so it is made anew", found.id, error)
+                return self._submitted()
+            self.log.info("The source of batch %s is gone (%s); the batch needs it no more", found.id, error)
+            return found
