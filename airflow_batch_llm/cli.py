@@ -58,8 +58,12 @@ NO_TARGET: Final = "dry-run.parquet"
 
 Home = Annotated[Path, typer.Option(envvar=HOME_VARIABLE, help="Where state, bytes and the token are kept.")]
 DataRoot = Annotated[
-    list[Path] | None,
-    typer.Option("--data-root", help="Tables may be read and written below here only. Repeatable. [default: .]"),
+    list[str] | None,
+    typer.Option(
+        "--data-root",
+        help="Tables may be read and written below here only: a folder, or s3://bucket/folder. Repeatable. "
+        "[default: .]",
+    ),
 ]
 ModelOption = Annotated[str, typer.Option(help="A model's local path, or its name as `vllm serve` takes it.")]
 ServedName = Annotated[str | None, typer.Option(help="What batches call the model. [default: the same as --model]")]
@@ -109,6 +113,15 @@ def serve(
     extensions: Annotated[
         bool, typer.Option(help="Whether clients may use more than OpenAI's API has: tables, keys, results, retry.")
     ] = True,
+    storage: Annotated[
+        str | None, typer.Option(help="Where the service's own bytes go: s3://bucket/folder. [default: below --home]")
+    ] = None,
+    reuse_days: Annotated[
+        int, typer.Option(min=0, help="How long a table's answers may be used for equal rows of later tables.")
+    ] = 30,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of a worker's engine costs, for estimates.")
+    ] = None,
     webhook_url: Annotated[
         str | None, typer.Option(envvar=WEBHOOK_URL_VARIABLE, help="Told when a batch ends.")
     ] = None,
@@ -122,7 +135,10 @@ def serve(
     _log_to_stderr()
     settings = ServiceSettings(
         home=_real(home),
-        data_roots=_roots(data_root),
+        **_roots(data_root),
+        storage_url=storage,
+        reuse_seconds=reuse_days * 86_400,
+        gpu_hour_price=gpu_hour_price,
         host=host,
         port=port,
         limits=Limits(
@@ -183,11 +199,11 @@ def up(
 
     _log_to_stderr()
     embedded = Embedded(
-        service=ServiceSettings(home=_real(home), data_roots=_roots(data_root), port=port),
+        service=ServiceSettings(home=_real(home), **_roots(data_root), port=port),
         engine=_engine(model, served_model_name, None, vllm, engine_args, max_num_seqs),
     )
     err.print(
-        f"service  http://127.0.0.1:{port}   data root {', '.join(map(str, embedded.service.data_roots))}\n"
+        f"service  http://127.0.0.1:{port}   data root {', '.join(embedded.service.all_roots)}\n"
         f"token    {embedded.service.token_path} (readable by you only)\n"
         f"model    {embedded.engine.served_model_name}   (its engine takes a while to start)",
         highlight=False,
@@ -472,12 +488,14 @@ def _real(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
-def _roots(given: list[Path] | None) -> tuple[Path, ...]:
-    roots = tuple(_real(path) for path in given or [Path()])
+def _roots(given: list[str] | None) -> dict[str, Any]:
+    """The data roots as settings: local folders, and prefixes on S3."""
+    prefixes = tuple(root for root in given or () if root.startswith("s3://"))
+    roots = tuple(_real(Path(root)) for root in given or ["."] if not root.startswith("s3://"))
     for root in roots:
         if not root.is_dir():
             raise typer.BadParameter(f"The data root {root} is not a folder.")
-    return roots
+    return {"data_roots": roots, "data_prefixes": prefixes}
 
 
 def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:

@@ -70,7 +70,7 @@ class Embedded:
             end_group(self._children[part], grace_seconds=grace_seconds)
 
     def _serve_arguments(self) -> list[str]:
-        roots = [argument for root in self.service.data_roots for argument in ("--data-root", str(root))]
+        roots = [argument for root in self.service.all_roots for argument in ("--data-root", root)]
         return ["--home", str(self.service.home), "--port", str(self.service.port), *roots]
 
     def _work_arguments(self) -> list[str]:

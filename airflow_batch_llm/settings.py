@@ -82,6 +82,11 @@ class ServiceSettings:
         return cls(**values)
 
     @property
+    def all_roots(self) -> list[str]:
+        """The data roots as they are given on the command line."""
+        return [*map(str, self.data_roots), *self.data_prefixes]
+
+    @property
     def store_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'store.sqlite'}"
 
