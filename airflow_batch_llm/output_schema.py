@@ -33,6 +33,47 @@ _KINDS: Final[Mapping[str, Kind]] = {
 }
 _SOURCES: Final = ("$ref", "anyOf", "oneOf", "allOf")
 _TYPED: Final = ("type", "enum", "const")
+_CONSTRAINTS: Final = frozenset(
+    {
+        "additionalProperties",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "multipleOf",
+        "pattern",
+        "properties",
+        "required",
+    }
+)
+"""What vLLM does not see beside a reference, a union or an enum: measured with 0.32 and xgrammar."""
+_FORMATS: Final = frozenset(
+    {
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "json-pointer",
+        "relative-json-pointer",
+        "time",
+        "uri",
+        "uri-reference",
+        "uri-template",
+        "uuid",
+    }
+)
+"""The formats that vLLM knows. It refuses a request with another one."""
 _NOT_SUPPORTED: Final = frozenset(
     {
         "$anchor",
@@ -57,6 +98,7 @@ _NOT_SUPPORTED: Final = frozenset(
         "then",
         "unevaluatedItems",
         "unevaluatedProperties",
+        "uniqueItems",
     }
 )
 
@@ -153,6 +195,7 @@ class _Reader:
         given = [name for name in (*_SOURCES, *_TYPED) if name in node]
         if not given:
             raise _untyped(where)
+        _check_beside(node, given, where)
         if given[0] not in _SOURCES:
             return self._typed(node, where, depth, references)
         if len(given) > 1:
@@ -236,6 +279,15 @@ def _named(where: str) -> str:
     return f"Property {where!r}" if where else "The schema"
 
 
+def _check_beside(node: Mapping[str, Any], given: list[str], where: str) -> None:
+    """Refuses what an engine would not hold an answer to, or would refuse for each row."""
+    beside = sorted(_CONSTRAINTS & set(node))
+    if given != ["type"] and beside:
+        raise ValueError(f"{_named(where)} has {beside[0]!r} beside {given[-1]!r}, where engines do not look at it.")
+    if node.get("format", "date") not in _FORMATS:
+        raise ValueError(f"{_named(where)} has the format {node['format']!r}, which vLLM does not know: leave it out.")
+
+
 def _found(root: Mapping[str, Any], reference: str) -> Any:
     """What a JSON pointer points at; None where there is nothing."""
     node: Any = root
@@ -259,6 +311,8 @@ def _is_null(node: Any) -> bool:
 def _of_values(values: Sequence[Any], declared: set[Kind], *, nullable: bool, where: str) -> tuple[set[Kind], bool]:
     """The kinds of the values that a place is limited to, and whether null is one of them."""
     kinds = {_kind_of(value) for value in values if value is not None}
+    if None in values and not nullable:
+        raise _mixed(where)
     if None in kinds or (len(kinds | declared) > 1 and (kinds | declared) != {"integer", "number"}):
         raise _mixed(where)
     if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values):

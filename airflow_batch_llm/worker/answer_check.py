@@ -174,6 +174,8 @@ def fill_vector(result: ResultLine, vector: msgspec.Raw) -> ResultLine:
     Raises :class:`ValueError` for what is neither.
     """
     values = _floats(vector)
+    if not values:
+        raise ValueError("The vector is empty")
     if not math.isfinite(sum(values)):  # 32-bit floats cannot overflow a sum of 64 bits
         result.status, result.code = "error", "not_finite"
         result.error = f"The vector of {len(values)} numbers has one that is not finite."

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import functools
+import math
+import operator
+import struct
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +25,7 @@ from aiohttp import web
 from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, ENDPOINTS, RESPONSES
 
 MARK = "FAKE: "
+TOKEN_PROBABILITY = 0.5
 
 Trouble = Literal["500", "drop", "abort", "unknown reason", "no reason"]
 
@@ -34,7 +41,10 @@ class Moment:
 
 @dataclass
 class FakeEngine:
-    """Answers ``FAKE: `` and the row's last message, after the troubles that a test set."""
+    """Answers ``FAKE: `` and the row's last message, after the troubles that a test set.
+
+    Where a JSON schema is asked for, it answers an instance of it, with marked texts.
+    """
 
     model: str = "fake"
     healthy: bool = True
@@ -124,13 +134,14 @@ class FakeEngine:
                 await asyncio.sleep(self.delay)
             if self.held is None or int(row) in self.held:
                 await self._gate.wait()
-            return self._answer(request, int(row), _text(body))
+            return self._answer(request, int(row), body)
         finally:
             self.in_flight -= 1
             if self.remembers:
                 self.moments.append(Moment("out", batch_id, int(row)))
 
-    def _answer(self, request: web.Request, row: int, text: str) -> web.Response:
+    def _answer(self, request: web.Request, row: int, body: dict[str, Any]) -> web.Response:
+        text = _text(body)
         trouble = self.always.get(row) or (self.troubles[row].popleft() if self.troubles[row] else None)
         if not self.healthy or trouble == "500":
             return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
@@ -140,7 +151,7 @@ class FakeEngine:
         if self.refused_word is not None and self.refused_word in text:
             return self._too_long()
         self.answered += trouble is None
-        answer = orjson.dumps(_ANSWERS[request.path](self, text, trouble))
+        answer = orjson.dumps(_ANSWERS[request.path](self, text, trouble, body))
         return web.Response(body=self.spelled(answer), content_type="application/json")
 
     def _too_long(self) -> web.Response:
@@ -149,21 +160,28 @@ class FakeEngine:
         problem = {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}
         return web.json_response({"error": problem}, status=400)
 
-    def chat(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+    def chat(self, text: str, trouble: Trouble | None, body: dict[str, Any]) -> dict[str, Any]:
         reason = _REASONS.get(trouble or "", "stop")
-        message = {"role": "assistant", "content": MARK + (text if reason == "stop" else text[:1])}
-        return {"choices": [{"index": 0, "message": message, "finish_reason": reason}], "usage": self._usage()}
+        choices = []
+        for index in range(body.get("n") or 1):
+            content = _content(body, text if reason == "stop" else text[:1], index)
+            choice = {"index": index, "message": {"role": "assistant", "content": content}, "finish_reason": reason}
+            choices.append(choice | ({"logprobs": _logprobs(content)} if body.get("logprobs") else {}))
+        return {"choices": choices, "usage": self._usage(), "system_fingerprint": MARK}
 
-    def completion(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+    def completion(self, text: str, trouble: Trouble | None, body: dict[str, Any]) -> dict[str, Any]:
         reason = _REASONS.get(trouble or "", "stop")
         return {"choices": [{"index": 0, "text": MARK + text, "finish_reason": reason}], "usage": self._usage()}
 
-    def embedding(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+    def embedding(self, text: str, trouble: Trouble | None, body: dict[str, Any]) -> dict[str, Any]:
         usage = {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
-        data = [] if trouble else [{"index": 0, "object": "embedding", "embedding": [0.5, float(len(text))]}]
+        vector: Any = [0.5, float(len(text))]
+        if body.get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack("<2f", *vector)).decode()
+        data = [] if trouble else [{"index": 0, "object": "embedding", "embedding": vector}]
         return {"object": "list", "mark": MARK, "data": data, "usage": usage}
 
-    def response(self, text: str, trouble: Trouble | None) -> dict[str, Any]:
+    def response(self, text: str, trouble: Trouble | None, body: dict[str, Any]) -> dict[str, Any]:
         output = [{"type": "message", "content": [{"type": "output_text", "text": MARK + text}]}]
         usage = {"input_tokens": self.prompt_tokens, "output_tokens": self.completion_tokens}
         usage |= {"input_tokens_details": {"cached_tokens": 4}, "output_tokens_details": {"reasoning_tokens": 2}}  # type: ignore[dict-item]
@@ -188,6 +206,48 @@ _ANSWERS = {
     EMBEDDINGS: FakeEngine.embedding,
     RESPONSES: FakeEngine.response,
 }
+
+
+def _content(body: dict[str, Any], text: str, index: int) -> str:
+    """The answer to a prompt: the first instance of a schema, or the prompt itself. Each sample says which it is."""
+    schema = (body.get("structured_outputs") or {}).get("json")
+    if schema is not None:
+        return orjson.dumps(_instance(schema, schema, text)).decode()
+    return MARK + text + (f" #{index}" if (body.get("n") or 1) > 1 else "")
+
+
+def _instance(node: dict[str, Any], root: dict[str, Any], text: str) -> Any:
+    """A small instance of a schema, the same for the same prompt. Its free texts are marked."""
+    if "$ref" in node:
+        return _instance(functools.reduce(operator.getitem, node["$ref"].split("/")[1:], root), root, text)
+    for source in ("anyOf", "oneOf", "allOf"):
+        if source in node:
+            return _instance(node[source][0], root, text)
+    values = [node["const"]] if "const" in node else node.get("enum")
+    if values is not None:
+        return values[zlib.crc32(text.encode()) % len(values)]
+    match node["type"] if isinstance(node["type"], str) else node["type"][0]:
+        case "object":
+            return {name: _instance(part, root, text) for name, part in node["properties"].items()}
+        case "array":
+            return [_instance(node["items"], root, text)] * max(1, node.get("minItems", 0))
+    return _plain_instance(node, text)
+
+
+def _plain_instance(node: dict[str, Any], text: str) -> Any:
+    made = {
+        "string": (MARK + text).ljust(node.get("minLength", 0), ".")[: node.get("maxLength")],
+        "boolean": len(text) % 2 == 0,
+        "integer": node.get("minimum", len(text)),
+        "number": node.get("minimum", len(text) / 4),
+    }
+    return made[node["type"] if isinstance(node["type"], str) else node["type"][0]]
+
+
+def _logprobs(content: str) -> dict[str, Any]:
+    """A token for each word and one for the end, each as probable as ``TOKEN_PROBABILITY``."""
+    tokens = [*content.split(), ""]
+    return {"content": [{"token": token, "logprob": math.log(TOKEN_PROBABILITY)} for token in tokens]}
 
 
 def _text(body: dict[str, Any]) -> str:
