@@ -53,7 +53,6 @@ err: Final = Console(stderr=True)
 
 WATCH_SECONDS: Final = 1.0
 DEFAULT_HOME: Final = Path("~/.batch-llm")
-NO_TARGET: Final = "dry-run.parquet"
 """Stands for the target of an estimate without one. It is never written."""
 
 Home = Annotated[Path, typer.Option(envvar=HOME_VARIABLE, help="Where state, bytes and the token are kept.")]
@@ -270,7 +269,7 @@ def estimate(
     """Say what a table would take: rows, tokens, time. Takes what `submit` takes, runs no rows, writes no target."""
     asked = Asked(prompt, system, choice, output_schema, embed, max_tokens)
     spec = asked.spec(
-        [source, *(more or [])], target or NO_TARGET, format=table_format, compression=compression, overwrite=overwrite
+        [source, *(more or [])], target, format=table_format, compression=compression, overwrite=overwrite
     )
     asked_for = {"dataset": spec, "model": model, "endpoint": asked.endpoint}
     create = _create(**asked_for, key=key, priority=priority, reuse=reuse, dry_run=True)

@@ -55,8 +55,9 @@ class DatasetSpec(Strict):
     or ids of files that were uploaded with purpose ``dataset``. A place is a local path or ``file://`` URI below one of
     the service's data roots, or an ``s3://`` URI below one of its allowed prefixes; a relative path starts at the first
     data root. A table ends in .parquet, .jsonl or .csv, the latter two also compressed (.gz, .zst)."""
-    target: Place
-    """Where the result goes: a file; or a folder (which ends in ``/``), which gets a file for every source file."""
+    target: Place | None = None
+    """Where the result goes: a file; or a folder (which ends in ``/``), which gets a file for every source file. Only a
+    dry run may do without."""
     format: TableFormat | None = None
     """Of the target. A file's ending says it as well; a folder is Parquet unless this says otherwise."""
     compression: Compression | None = None

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
-NO_TARGET: Final = "dry-run.parquet"
 """Stands for the target of a dry run without one. It is never written."""
 
 
@@ -42,7 +41,7 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | 
 def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict[str, Any]:
     dataset = DatasetSpec(
         source=source,
-        target=task.target or (NO_TARGET if task.estimates else ""),
+        target=task.target,
         format=task.format,
         compression=task.compression,
         messages=task.messages,

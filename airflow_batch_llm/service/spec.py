@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import EMBEDDINGS
 from airflow_batch_llm.output_schema import OutputField, parse_output_schema
+from airflow_batch_llm.service.formats import FileFormat
 from airflow_batch_llm.service.output_columns import OutputColumns
 from airflow_batch_llm.service.rendering import Renderer
 from airflow_batch_llm.service.source_files import SourceFile, SourceFinder
@@ -104,7 +105,8 @@ def check_dataset(
     _check_kind(spec, endpoint)
     _check_parameters(spec, endpoint)
     files = finder.find(spec.source)
-    target = target_of(spec, finder.places, several=len(files) > 1)
+    nowhere = Target("", False, FileFormat(spec.format or "parquet"))
+    target = target_of(spec, finder.places) if writes or spec.target else nowhere
     first = open_source(files[0])
     texts = [spec.input or ""] if endpoint == EMBEDDINGS else [message.content for message in spec.messages]
     output = output_columns(spec, endpoint)

@@ -135,7 +135,7 @@ def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, ide
 def _written(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler) -> Manifest:
     """The target, its files published before its manifest."""
     places = context.places
-    target = target_of(spec, places, several=False)
+    target = target_of(spec, places)
     publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch))
     staged = assembler.files
     files: list[TargetFile] = []

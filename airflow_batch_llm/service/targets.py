@@ -47,11 +47,10 @@ class Target:
         return f"{self.uri}/{path.parent / name}"
 
 
-def target_of(spec: DatasetSpec, places: Places, *, several: bool) -> Target:
-    """The target that a dataset names. Raises :class:`InvalidRequestError` where it cannot be one.
-
-    :param several: whether the source has several files, which may go into a folder or one behind the other.
-    """
+def target_of(spec: DatasetSpec, places: Places) -> Target:
+    """The target that a dataset names. Raises :class:`InvalidRequestError` where it cannot be one."""
+    if spec.target is None:
+        raise _refused("missing_required_parameter", "A table needs a target.")
     uri = places.resolve(spec.target, param="dataset.target")
     named = FileFormat.of_name(uri)
     if uri.endswith("/") or (named is None and places.tree(uri).is_folder(uri)):
