@@ -53,7 +53,6 @@ err: Final = Console(stderr=True)
 
 WATCH_SECONDS: Final = 1.0
 DEFAULT_HOME: Final = Path("~/.batch-llm")
-"""Stands for the target of an estimate without one. It is never written."""
 
 Home = Annotated[Path, typer.Option(envvar=HOME_VARIABLE, help="Where state, bytes and the token are kept.")]
 DataRoot = Annotated[
@@ -412,10 +411,11 @@ class Asked:
     def endpoint(self) -> str | None:
         return EMBEDDINGS if self.embed else None
 
-    def spec(self, sources: list[str], target: str, **more: Any) -> DatasetSpec:
+    def spec(self, sources: list[str], target: str | None, **more: Any) -> DatasetSpec:
         places = [_absolute(source) for source in sources]
+        named = {} if target is None else {"target": _absolute(target)}
         return DatasetSpec.model_validate(
-            {"source": places[0] if len(places) == 1 else places, "target": _absolute(target), **self._each(), **more}
+            {"source": places[0] if len(places) == 1 else places, **named, **self._each(), **more}
         )
 
     def _each(self) -> dict[str, Any]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
-"""Stands for the target of a dry run without one. It is never written."""
 
 
 def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | None) -> BatchCreate:

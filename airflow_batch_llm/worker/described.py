@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS
+from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, TOKENIZE
 
 _ALTERNATIVES: Final = ("anyOf", "oneOf", "allOf")
 _REFERENCE: Final = "#/components/schemas/"
@@ -19,9 +19,8 @@ def described_endpoints(description: Any) -> dict[str, list[str] | None]:
     if not isinstance(description, Mapping):
         return {CHAT_COMPLETIONS: None}
     paths = description.get("paths") or {}
-    found = {
-        endpoint: _fields(description, paths[endpoint]["post"]) for endpoint in ENDPOINTS if _posts(paths, endpoint)
-    }
+    there = [endpoint for endpoint in (*ENDPOINTS, TOKENIZE) if _posts(paths, endpoint)]
+    found = {endpoint: _fields(description, paths[endpoint]["post"]) for endpoint in there}
     return found or {CHAT_COMPLETIONS: None}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from airflow_batch_llm.models import ANSWERED, CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
+from airflow_batch_llm.models import ANSWERED, CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES, TOKENIZE
 from airflow_batch_llm.worker.answer_check import MESSAGE_LENGTH, AnswerCheck, Sample, fill_vector
 from airflow_batch_llm.worker_wire import ResultLine
 
@@ -78,6 +78,10 @@ class _Response(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _Tokenized(msgspec.Struct):
+    count: int
+
+
 class _Problem(msgspec.Struct):
     message: str
     code: Any = None
@@ -117,6 +121,8 @@ def judge(row: int, status: int, content: bytes, check: AnswerCheck) -> ResultLi
             return fill_vector(result, vector)
     except (msgspec.DecodeError, IndexError, ValueError, RecursionError) as error:
         raise NotTheRowsFaultError(f"The engine's answer is none of {check.endpoint}: {error}") from error
+    if check.endpoint == TOKENIZE:
+        return result
     if not whole:
         return check.fill(result, answer.samples)
     result.status_code = status
@@ -172,11 +178,16 @@ def _response(content: bytes) -> _Answer:
     return _Answer(response.status, response.usage or _Usage())
 
 
+def _tokenized(content: bytes) -> _Answer:
+    return _Answer(None, _Usage(prompt_tokens=msgspec.json.decode(content, type=_Tokenized).count))
+
+
 _READERS: Final[dict[str, Callable[[bytes], _Answer]]] = {
     CHAT_COMPLETIONS: _completion,
     COMPLETIONS: _completion,
     EMBEDDINGS: _embeddings,
     RESPONSES: _response,
+    TOKENIZE: _tokenized,
 }
 
 

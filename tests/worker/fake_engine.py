@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 import orjson
 from aiohttp import web
 
-from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, ENDPOINTS, RESPONSES
+from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, ENDPOINTS, RESPONSES, TOKENIZE
 
 MARK = "FAKE: "
 TOKEN_PROBABILITY = 0.5
@@ -86,7 +86,7 @@ class FakeEngine:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
-        for endpoint in ENDPOINTS:
+        for endpoint in (*ENDPOINTS, TOKENIZE):
             app.router.add_post(endpoint, self._completion)
         app.router.add_get("/openapi.json", self._described)
         # A row whose client is gone is no longer in flight, as with vLLM.
@@ -188,6 +188,9 @@ class FakeEngine:
         status = _STATUSES.get(trouble or "", "completed")
         return {"object": "response", "status": status, "output": output, "usage": usage}
 
+    def tokenized(self, text: str, trouble: Trouble | None, body: dict[str, Any]) -> dict[str, Any]:
+        return {"count": self.prompt_tokens, "mark": MARK}
+
     def _usage(self) -> dict[str, Any]:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
 
@@ -205,6 +208,7 @@ _ANSWERS = {
     COMPLETIONS: FakeEngine.completion,
     EMBEDDINGS: FakeEngine.embedding,
     RESPONSES: FakeEngine.response,
+    TOKENIZE: FakeEngine.tokenized,
 }
 
 
