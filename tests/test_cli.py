@@ -123,6 +123,7 @@ def test_an_estimate_is_a_table_or_json_and_needs_no_target(
         completion_tokens=799,
         cost=1.5,
     )
+    monkeypatch.setenv("COLUMNS", "120")
     sent = _sent(monkeypatch, status="completed", estimate=estimate)
     done = batch_llm("estimate", "a.csv", "--model", "m", "--prompt", "{a}", *(["--json"] if as_json else []))
     assert done.returncode == 0, done.stderr

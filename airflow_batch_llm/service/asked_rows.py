@@ -89,7 +89,7 @@ class AskedRows:
         self._keys = keys
         self._database = open_database(folder)
         self._database.execute(
-            'CREATE TABLE asked ("row" BIGINT, body VARCHAR, tokens BIGINT, done BOOLEAN, "key" BLOB)'
+            'CREATE TEMP TABLE asked ("row" BIGINT, body VARCHAR, tokens BIGINT, done BOOLEAN, "key" BLOB)'
         )
         self._known = False
 
@@ -119,7 +119,7 @@ class AskedRows:
         self._known = True
         listed = ", ".join(f'i."{name}"' for name in columns)
         self._database.execute(
-            f'CREATE TABLE known AS SELECT a."row", {listed} FROM asked a '  # noqa: S608 (made of our own names)
+            f'CREATE TEMP TABLE known AS SELECT a."row", {listed} FROM asked a '  # noqa: S608 (made of our own names)
             'JOIN read_parquet(?) i ON a."key" = i."key" WHERE i.batch IN (SELECT unnest(?)) AND NOT a.done '
             'QUALIFY row_number() OVER (PARTITION BY a."row" ORDER BY i.at DESC) = 1',
             [[str(path) for path in index], list(living)],

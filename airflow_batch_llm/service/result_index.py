@@ -114,7 +114,7 @@ def _merge_into(path: Path, files: list[Path], living: list[str], folder: Path) 
     """Writes the newest answer to each key into one file, and gives how many there are."""
     rows = 0
     with closing(open_database(folder)) as database, pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
-        database.execute("CREATE TABLE living AS SELECT unnest(?) AS batch", [living])
+        database.execute("CREATE TEMP TABLE living AS SELECT unnest(?) AS batch", [living])
         if not files:
             return 0
         listed = ", ".join(quoted(file) for file in files)

@@ -67,7 +67,7 @@ class Assembler:
         """Brings the results together. Raises :class:`CountsError` where rows are missing or doubled."""
         self._database = open_database(self.folder)
         columns = ", ".join(f'"{column.name}" {_TYPES[column.type]}' for column in RESULT)
-        self._database.execute(f"CREATE TABLE results ({columns})")
+        self._database.execute(f"CREATE TEMP TABLE results ({columns})")
         for content in stored_contents(self.storage, self.prefix, self.parts):
             self._database.register("part", result_table(content))
             self._database.execute("INSERT INTO results SELECT * FROM part")
