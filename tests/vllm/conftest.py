@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pool import Pool
+from pool import Pool, embedding_worker
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError
@@ -92,3 +93,12 @@ class Tables:
 def tables(pool: Pool) -> Iterator[Tables]:
     with pool.client() as client:
         yield Tables(pool, client)
+
+
+@pytest.fixture(scope="session")
+def embeddings(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The name of a model that makes vectors, and the socket of its engine."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    with embedding_worker(pool, folder) as name, pool.client() as client:
+        eventually(lambda: name in [model.id for model in client.models().data], seconds=180, what="the second worker")
+        yield name, folder / "workers" / "embeddings" / "engine.sock"

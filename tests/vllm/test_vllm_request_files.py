@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openai import OpenAI
 from openai.types import Batch
-from pool import Pool, embedding_worker
+from pool import Pool
 
 from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, RESPONSES
 from tests.conftest import eventually
@@ -54,15 +54,6 @@ def response_text(body: dict[str, Any]) -> Any:
 
 def vector(body: dict[str, Any]) -> Any:
     return [round(value, 4) for value in body["data"][0]["embedding"]]
-
-
-@pytest.fixture(scope="module")
-def embeddings(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The name of a model that makes vectors, and the socket of its engine."""
-    folder = tmp_path_factory.mktemp("embeddings")
-    with embedding_worker(pool, folder) as name, pool.client() as client:
-        eventually(lambda: name in [model.id for model in client.models().data], seconds=180, what="the second worker")
-        yield name, folder / "workers" / "embeddings" / "engine.sock"
 
 
 @pytest.fixture
