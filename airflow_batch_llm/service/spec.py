@@ -26,6 +26,9 @@ from airflow_batch_llm.wire import DatasetSpec
 
 MOST_SAMPLES: Final = 128
 
+_HELD: Final = {"structured_outputs", "response_format", "ignore_eos", "stop", "stop_token_ids"}
+"""What would hold answers to something else than the choices or the schema, or cut them."""
+
 
 class SamplingParameters(BaseModel):
     """What may stand in ``parameters``: fields of vLLM's chat completions that shape one text answer.
@@ -221,7 +224,7 @@ def _check_parameters(spec: DatasetSpec, endpoint: str) -> None:
     if spec.choices is not None and len(set(spec.choices)) < len(spec.choices):
         raise _refused("invalid_choices", "Two of the choices are the same.", "choices")
     for name in ("choices", "output_schema"):
-        held = {"structured_outputs", "response_format", "ignore_eos"} & set(spec.parameters)
+        held = _HELD & set(spec.parameters)
         if getattr(spec, name) is not None and held:
             raise _refused(f"invalid_{name}", f"{name} cannot go together with {sorted(held)[0]!r}.", name)
 
