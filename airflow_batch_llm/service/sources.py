@@ -95,14 +95,16 @@ def _readable(file: SourceFile) -> Iterator[None]:
     except PermissionError as error:
         raise _refused("source_unreadable", f"Source {file.uri} cannot be read: {error.strerror or error}.") from error
     except DamagedError as error:
-        message = f"Source {file.uri} is not a readable {file.format.compression} file: {error}."
+        message = f"Source {file.uri} is not a readable {file.format.compression} file: {_said(error)}."
         raise _refused("source_unreadable", message) from error
     except pa.ArrowException as error:
-        raise _refused("source_unreadable", f"Source {file.uri} is not a readable Parquet file: {error}.") from error
+        raise _refused(
+            "source_unreadable", f"Source {file.uri} is not a readable Parquet file: {_said(error)}."
+        ) from error
     except OSError as error:
         if error.errno is not None or isinstance(error, StorageTroubleError):
             raise
-        raise _refused("source_unreadable", f"Source {file.uri} is damaged: {error}.") from error
+        raise _refused("source_unreadable", f"Source {file.uri} is damaged: {_said(error)}.") from error
 
 
 class ParquetSource:
@@ -280,6 +282,11 @@ def _clash(number: int, row: dict[str, Any], reserved: Sequence[str]) -> Fault |
     if not clash:
         return None
     return Fault("column_clash", f"Line {number} has {clash[0]!r}, which is the name of an output column.")
+
+
+def _said(error: Exception) -> str:
+    """An error's text, to go on with."""
+    return str(error).rstrip(". ")
 
 
 def _batch(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> pa.RecordBatch:

@@ -114,6 +114,7 @@ def check_dataset(
     texts = [spec.input or ""] if endpoint == EMBEDDINGS else [message.content for message in spec.messages]
     output = output_columns(spec, endpoint)
     checked = CheckedDataset(files, first, target, [Template.parse(text) for text in texts], output, spec.constants)
+    _check_free_names(spec, checked)
     _check_first_rows(checked, [name for name in first.columns if spec.passthrough is None or name in spec.passthrough])
     kept = check_columns(spec, first, files[0])
     _check_names(spec, checked)
@@ -259,6 +260,13 @@ def _check_names(spec: DatasetSpec, checked: CheckedDataset) -> None:
 
 
 def _check_output(spec: DatasetSpec, checked: CheckedDataset, kept: list[str]) -> None:
+    check_carries(checked.target, checked.output.schema, of_output=True)
+    if checked.first.schema is not None:
+        check_carries(checked.target, pa.schema([checked.first.schema.field(name) for name in kept]))
+
+
+def _check_free_names(spec: DatasetSpec, checked: CheckedDataset) -> None:
+    kept = [name for name in checked.first.columns if spec.passthrough is None or name in spec.passthrough]
     clash = [name for name in checked.output.schema.names if name in kept]
     if clash:
         raise _refused(
@@ -267,9 +275,6 @@ def _check_output(spec: DatasetSpec, checked: CheckedDataset, kept: list[str]) -
             "by listing the columns to keep in passthrough.",
             "source",
         )
-    check_carries(checked.target, checked.output.schema, of_output=True)
-    if checked.first.schema is not None:
-        check_carries(checked.target, pa.schema([checked.first.schema.field(name) for name in kept]))
 
 
 def _check_first_rows(checked: CheckedDataset, kept: list[str]) -> None:
@@ -281,8 +286,8 @@ def _check_first_rows(checked: CheckedDataset, kept: list[str]) -> None:
     if len(first.faults) == len(first):
         raise _refused(
             "source_unreadable",
-            f"None of the first {len(first)} rows of source {checked.files[0].uri} can be read. "
-            f"The first one: {first.faults[0].message}",
+            f"Source {checked.files[0].uri} has no row that can be read among the first {len(first):,}. "
+            f"Of the very first: {first.faults[0].message}",
             "source",
         )
 

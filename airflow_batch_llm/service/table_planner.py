@@ -162,7 +162,8 @@ class Planner:
 
     def _schemas(self, source: Source) -> _Schemas:
         if not isinstance(source, JsonlSource):
-            return _Typed(several=len(self.dataset.files) > 1 and not self.dataset.target.folder)
+            kind = self.dataset.target.format.kind
+            return _Typed(several=len(self.dataset.files) > 1 and not self.dataset.target.folder, kind=kind)
         if self.dataset.target.format.kind == "jsonl":
             return _Lines()
         return JsonSchemas(self.spec.passthrough)
@@ -286,8 +287,9 @@ class _Lines:
 class _Typed:
     """Columns that have types of their own. Where several files go into one, theirs must be the same."""
 
-    def __init__(self, *, several: bool) -> None:
+    def __init__(self, *, several: bool, kind: str) -> None:
         self._several = several
+        self._kind = kind
         self.schema: pa.Schema = pa.schema([])
 
     def saw(self, rows: SourceRows, start: int) -> None:
@@ -300,7 +302,23 @@ class _Typed:
                 code="schemas_differ",
                 param="dataset.source",
             )
+        if self._kind != "parquet":
+            _check_texts(rows.staged, start, self._kind)
         self.schema = seen
+
+
+def _check_texts(staged: pa.RecordBatch, start: int, kind: str) -> None:
+    """A Parquet file can call bytes text that are none. Another Parquet file repeats them, other formats cannot."""
+    for name, column in zip(staged.schema.names, staged.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise InvalidRequestError(
+                f"Column {name!r} has text that is not UTF-8 among the rows from {start} to {start + len(column) - 1}, "
+                f"which a .{kind} target cannot hold. Use a .parquet target, or leave the column out of passthrough.",
+                code="invalid_utf8",
+                param="dataset.source",
+            ) from error
 
 
 _Schemas = _Lines | _Typed | JsonSchemas
