@@ -14,8 +14,16 @@ from airflow.sdk import Param, dag, task
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
 
 KINDS = [
-    *("library", "language", "development", "documentation", "system"),
-    *("network", "science", "games", "media", "desktop"),
+    "library",
+    "language",
+    "development",
+    "documentation",
+    "system",
+    "network",
+    "science",
+    "games",
+    "media",
+    "desktop",
 ]
 
 
