@@ -1,6 +1,6 @@
 # Needs GNU make and Python 3.11 or newer with venv and pip. Everything else is installed below this folder:
 #   .venv        Airflow, the service, the worker and the tools of the tests
-#   .venv-vllm   vLLM, with the tiny model of the demo and the tests
+#   .venv-vllm   vLLM, with the tiny model of the tests
 
 AIRFLOW_VERSION ?= 3.3.2
 # The CPU build has the same number in docker/vllm-cpu/metadata/pyproject.toml: change both.
@@ -40,7 +40,7 @@ help:
 	@echo "make lint       ruff, mypy and the import contracts"
 	@echo "make clean      remove the environments and what the demo and the tools left"
 
-demo: $(INSTALLED) $(TINY_MODEL)
+demo: $(INSTALLED) $(VLLM_INSTALLED)
 	.venv/bin/python dags_examples/demo/run.py
 
 test: $(INSTALLED) $(TINY_MODEL)

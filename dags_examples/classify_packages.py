@@ -1,4 +1,4 @@
-"""Sorts Debian packages into sections with an LLM, then counts the labels.
+"""Asks an LLM of which kind each Debian package is, then counts the labels.
 
 To use it on your own data: put a Parquet, JSONL or CSV file below the service's data root, name it in ``source`` and a
 model that your workers serve in ``model``, write a prompt that names columns of your file in braces, and list the
@@ -13,7 +13,18 @@ from airflow.sdk import Param, dag, task
 
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
 
-SECTIONS = ["admin", "devel", "doc", "fonts", "games", "java", "libs", "net", "perl", "python", "science", "text"]
+KINDS = [
+    "library",
+    "language",
+    "development",
+    "documentation",
+    "system",
+    "network",
+    "science",
+    "games",
+    "media",
+    "desktop",
+]
 
 
 @dag(
@@ -22,7 +33,7 @@ SECTIONS = ["admin", "devel", "doc", "fonts", "games", "java", "libs", "net", "p
     params={
         "source": Param("packages.parquet", type="string", description="Below the service's data root"),
         "target": Param("labels.parquet", type="string", description="Below the service's data root"),
-        "model": Param("tiny", type="string", description="One that a worker serves"),
+        "model": Param("sections", type="string", description="One that a worker serves"),
     },
 )
 def classify_packages():
@@ -31,8 +42,8 @@ def classify_packages():
         source="{{ params.source }}",
         target="{{ params.target }}",
         model="{{ params.model }}",
-        prompt="Which section of Debian does this package belong to?\n\n{package}: {summary}",
-        choices=SECTIONS,
+        prompt="Which kind of package is this?\n\n{package}: {summary}",
+        choices=KINDS,
         overwrite=True,
         retries=2,
         inline_wait=1,  # so that even the short batch of the sample is seen to defer; leave it out for your own

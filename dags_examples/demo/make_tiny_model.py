@@ -1,4 +1,4 @@
-"""Builds a language model of 0.9 MB that says nothing sensible, so that the demo and the tests can run real vLLM.
+"""Builds a language model of 0.9 MB that says nothing sensible, so that tests and benchmarks can run real vLLM.
 
 Its weights are random and were never trained. Its answers are noise, and with ``choices`` it picks one of
 them blindly. What it does have is what vLLM looks at: the Qwen3 architecture, a BPE tokenizer with a chat

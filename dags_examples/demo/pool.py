@@ -1,4 +1,7 @@
-"""A pool on the tiny model, on a machine without a GPU: how the demo and the tests start `batch-llm up`."""
+"""A pool on a very small model, on a machine without a GPU: how the demo and the tests start `batch-llm up`.
+
+The demo serves the trained `SECTION_MODEL`; most tests take the random `TINY_MODEL`, whose answers differ more.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ VLLM_ENVIRONMENT: Final = Path(os.environ.get("VLLM_ENVIRONMENT", ROOT / ".venv-
 VLLM: Final = VLLM_ENVIRONMENT / "bin" / "vllm"
 TINY_MODEL: Final = VLLM_ENVIRONMENT / "tiny-model"
 MODEL_NAME: Final = "tiny"
+SECTION_MODEL: Final = Path(__file__).with_name("section_model")
+SECTION_MODEL_NAME: Final = "sections"
 
 ENGINE_ENVIRONMENT: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",
@@ -89,7 +94,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_pool(folder: Path, *, engine_arguments: Sequence[str] = (), max_num_seqs: int = 64) -> Iterator[Pool]:
+def running_pool(
+    folder: Path,
+    *,
+    model: Path = TINY_MODEL,
+    name: str = MODEL_NAME,
+    engine_arguments: Sequence[str] = (),
+    max_num_seqs: int = 64,
+) -> Iterator[Pool]:
     """Starts a pool whose data root is ``folder/data``, and ends it with all that it started."""
     home, data, log = folder / "home", folder / "data", folder / "pool.log"
     data.mkdir(parents=True, exist_ok=True)
@@ -97,7 +109,7 @@ def running_pool(folder: Path, *, engine_arguments: Sequence[str] = (), max_num_
     command = [
         *(sys.executable, "-m", "airflow_batch_llm", "up"),
         *("--home", str(home), "--data-root", str(data), "--port", str(port)),
-        *("--model", str(TINY_MODEL), "--served-model-name", MODEL_NAME),
+        *("--model", str(model), "--served-model-name", name),
         *("--vllm", str(VLLM), "--max-num-seqs", str(max_num_seqs)),
         *("--engine-args", shlex.join([*ENGINE_ARGUMENTS, *engine_arguments])),
     ]
@@ -108,7 +120,7 @@ def running_pool(folder: Path, *, engine_arguments: Sequence[str] = (), max_num_
         )
     try:
         token = _token(home / TOKEN_FILE, process, log)
-        yield Pool(f"http://127.0.0.1:{port}", token, home, data, log, process)
+        yield Pool(f"http://127.0.0.1:{port}", token, home, data, log, process, name)
     finally:
         process.terminate()
         process.wait(STOP_SECONDS)

@@ -9,21 +9,24 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
 from airflow_processes import AirflowProcesses
-from pool import ROOT, Pool, running_pool, wait_for_worker
+from pool import ROOT, SECTION_MODEL, SECTION_MODEL_NAME, Pool, running_pool, wait_for_worker
 from rich.console import Console
 from rich.table import Table
+from section_groups import GROUP_OF
 
 DEMO: Final = ROOT / ".demo"
 DAGS: Final = ROOT / "dags_examples"
 DAG_ID: Final = "classify_packages"
 TASK_SECONDS: Final = 240.0
-HEAD: Final = 6
+SHOWN: Final = 6
 
 console: Final = Console(width=110, highlight=False)
 
@@ -34,8 +37,8 @@ def main() -> None:
     (DEMO / "data").mkdir(parents=True)
     shutil.copy(DAGS / "data" / "packages.parquet", DEMO / "data")
     with ExitStack() as stack:
-        say(begun, "starting the pool: service, worker and `vllm serve` on a tiny model of random weights")
-        pool = stack.enter_context(running_pool(DEMO))
+        say(begun, "starting the pool: service, worker and `vllm serve` on a very small trained model")
+        pool = stack.enter_context(running_pool(DEMO, model=SECTION_MODEL, name=SECTION_MODEL_NAME))
         say(begun, "starting Airflow: api-server, scheduler, dag-processor and triggerer")
         airflow = stack.enter_context(
             AirflowProcesses(DEMO / "airflow", dags=DAGS, environment={"AIRFLOW_CONN_BATCH_LLM_DEFAULT": uri(pool)})
@@ -83,23 +86,33 @@ def show(manifest: dict[str, Any]) -> None:
     target = Path(manifest["files"][0]["uri"])
     rows_in = pq.ParquetFile(DEMO / "data" / "packages.parquet").metadata.num_rows
     result = pq.read_table(target)
-    table = Table("package", "summary", "section (true)", "llm_output", "llm_status", title=str(target))
-    columns = ["package", "summary", "section", "llm_output", "llm_status"]
-    for row in result.slice(0, HEAD).select(columns).to_pylist():
-        table.add_row(*(str(row[name])[:36] for name in columns))
+    table = Table("package", "summary", "kind (true)", "llm_output", "llm_status", title=str(target))
+    rows = [{**row, "kind": GROUP_OF[row["section"]]} for row in result.to_pylist()]
+    for row in rows[:: max(len(rows) // SHOWN, 1)][:SHOWN]:
+        table.add_row(*(str(row[name])[:28] for name in ("package", "summary", "kind", "llm_output", "llm_status")))
     console.print(table)
     seconds = max(manifest["finished_at"] - manifest["created_at"], 1)
     console.print(
         f"rows: {rows_in:,} in, {result.num_rows:,} out   statuses: {manifest['counts']}\n"
         f"{manifest['rows'] / seconds:,.0f} rows/s from submit to target, {manifest['prompt_tokens']:,} prompt tokens, "
         f"{manifest['completion_tokens']:,} answer tokens, {manifest['gpu_seconds']:.1f} s of the engine\n\n"
-        "The model is random, so the labels are noise; the rows, their order and their counts are not.\n"
+        f"{accuracy(rows)}\n\n"
         "With a real model, on a machine with a GPU:\n\n"
         "    batch-llm up --model Qwen/Qwen3-8B --vllm /path/to/vllm --data-root /data\n\n"
         "and an Airflow connection `batch_llm_default` of type Batch LLM with that address and ~/.batch-llm/token.\n"
     )
     if not rows_in == result.num_rows == manifest["rows"]:
         sys.exit("Rows in and rows out differ.")
+
+
+def accuracy(rows: Sequence[dict[str, Any]]) -> str:
+    """How many labels are true, beside what the same answer for every package would get."""
+    right = sum(row["llm_output"] == row["kind"] for row in rows)
+    commonest, count = Counter(row["kind"] for row in rows).most_common(1)[0]
+    return (
+        f"{right:,} of {len(rows):,} labels are true ({right / len(rows):.1%}); the model saw none of these packages.\n"
+        f'Always saying "{commonest}", the commonest kind, would be right for {count / len(rows):.1%}.'
+    )
 
 
 def say(begun: float, what: str) -> None:

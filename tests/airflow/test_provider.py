@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from jsonschema import validate
-from pool import ROOT
+from pool import ROOT, SECTION_MODEL_NAME
+from section_groups import GROUPS, PROMPT
 
 from airflow_batch_llm.get_provider_info import get_provider_info
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
@@ -70,3 +71,13 @@ def test_the_example_dags_import_and_the_demos_own_code_is_no_dag() -> None:
     assert bag.import_errors == {}
     assert set(bag.dags) == {"classify_packages"}
     assert bag.dags["classify_packages"].task_dict["count_labels"].upstream_task_ids == {"classify"}
+
+
+def test_the_example_dag_asks_what_the_demos_model_was_trained_on() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    dag = DagBag(ROOT / "dags_examples").dags["classify_packages"]
+    classify = dag.task_dict["classify"]
+    assert dag.params["model"] == SECTION_MODEL_NAME
+    assert [(message.role, message.content) for message in classify.messages] == [("user", PROMPT)]
+    assert classify.choices == list(GROUPS)
