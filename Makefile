@@ -30,12 +30,13 @@ INSTALLED := .venv/.installed-airflow-$(AIRFLOW_VERSION)
 VLLM_INSTALLED := .venv-vllm/.installed-vllm-$(VLLM_VERSION)
 TINY_MODEL := .venv-vllm/tiny-model/config.json
 
-.PHONY: help demo test test-fast lint clean .venv .venv-vllm
+.PHONY: help demo test test-all test-fast lint clean .venv .venv-vllm
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       run a Dag on Airflow and vLLM, on this machine, and show what comes out"
 	@echo "make test       every check and every test"
+	@echo "make test-all   the same, and then the example Dags and the embeddings on whole tables"
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
 	@echo "make lint       ruff, mypy and the import contracts"
 	@echo "make clean      remove the environments and what the demo and the tools left"
@@ -46,6 +47,9 @@ demo: $(INSTALLED) $(VLLM_INSTALLED)
 test: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"
 	.venv/bin/python -m pytest -m "airflow or vllm"
+
+test-all: test
+	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py
 
 test-fast: $(INSTALLED)
 	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"

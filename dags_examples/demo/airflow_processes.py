@@ -83,7 +83,7 @@ class AirflowProcesses:
         self._children.clear()
         self._http.close()
 
-    def trigger(self, dag_id: str, *, conf: Mapping[str, Any] | None = None) -> str:
+    def trigger(self, dag_id: str, *, conf: Mapping[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Starts a Dag run, once the Dag is known, and gives the run's id."""
         _until(
             lambda: self._knows(dag_id),
@@ -91,7 +91,9 @@ class AirflowProcesses:
             f"the Dag {dag_id} is parsed; see {self.log_of('dag-processor')}",
         )
         self.call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
-        run = self.call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})
+        run = self.call(
+            "POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": logical_date, "conf": dict(conf or {})}
+        )
         return str(run["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:

@@ -59,7 +59,8 @@ def airflow(pool: Pool, postgres: str, tmp_path_factory: pytest.TempPathFactory)
     """One running Airflow for all tests that need it, with the pool as a connection of each type that can use it."""
     folder = tmp_path_factory.mktemp("airflow")
     shutil.copytree(DAGS, folder / "dags")
-    shutil.copy(ROOT / "dags_examples" / "classify_packages.py", folder / "dags")
+    for example in (ROOT / "dags_examples").glob("*.py"):
+        shutil.copy(example, folder / "dags")
     shutil.copy(ROOT / "dags_examples" / "data" / "packages.parquet", pool.data_root)
     own = {"conn_type": "batch_llm", "host": pool.url, "password": pool.token}
     openai = {**own, "host": f"{pool.url}/v1"}
