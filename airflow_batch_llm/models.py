@@ -50,9 +50,9 @@ class FilePurpose(StrEnum):
     """What a stored file is for. ``dataset`` is ours, the others are OpenAI's."""
 
     BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
     DATASET = "dataset"
     """A table, or a piece of one, for a dataset's source."""
-    BATCH_OUTPUT = "batch_output"
 
 
 class RowStatus(StrEnum):

@@ -336,6 +336,12 @@ class BatchList(BaseModel):
     has_more: bool = False
 
 
+class BatchDeleted(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    deleted: Literal[True] = True
+
+
 class ResultRow(BaseModel):
     """What became of one row: for a table its columns, for a request file its line of the output or error file."""
 

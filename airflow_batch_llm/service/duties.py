@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 10.0
 """How long a duty that met trouble (a full disk, a target that was taken) waits before it is tried again."""
+ENDING_SECONDS: Final = 0.5
+"""How often a planner looks whether the generation before has ended."""
 
 
 @dataclass
@@ -64,13 +66,20 @@ class DutyRunner:
     def _plan(self, duty: Duty, batch: Mapping[str, Any]) -> None:
         prefix = f"batches/{duty.batch_id}/plan-{duty.attempt}"
         stage = plan_file if batch["dataset"] is None else plan_table
+        if (ending := self.context.life.still_ending(batch)) is not None:
+            trouble = f"It waits until {ending} has ended, to go on from all of its answers."
+            self.context.duties.put_off(duty, trouble=trouble, seconds=ENDING_SECONDS)
+            return
         try:
             plan = stage(self.context, batch, prefix)
         except (InvalidRequestError, RequestFileInvalidError) as error:
-            self.context.storage.delete_prefix(prefix)
+            self.context.storage.delete_prefix(f"batches/{duty.batch_id}")
             self.context.life.fail(duty, _errors(error))
             log.info("failed %s: %s", duty.batch_id, _errors(error)[0]["code"])
             return
+        except Exception:
+            self.context.storage.delete_prefix(prefix)
+            raise
         try:
             self.context.life.activate(duty, plan)
         except DutyLostError:

@@ -13,7 +13,7 @@ from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.results import result_page
 from airflow_batch_llm.service.showing import shown
 from airflow_batch_llm.service.submission import check_repeatable
-from airflow_batch_llm.wire import Batch, ResultPage
+from airflow_batch_llm.wire import Batch, BatchDeleted, ResultPage
 
 router: Final = APIRouter()
 
@@ -29,6 +29,19 @@ def get_results(
 ) -> ResultPage:
     """One page of rows: those committed so far while the batch runs, in source order once it has ended."""
     return result_page(state, state.batches.get(team, batch_id), after=after, limit=limit, status=status)
+
+
+@router.delete("/v1/batches/{batch_id}", responses=problems(401, 404, 409, 503))
+def delete_batch(state: State, team: Team, batch_id: str) -> BatchDeleted:
+    """Forgets a batch that has ended, with its answers and result files: later batches ask for their rows anew.
+
+    Its target stays, which is the caller's.
+    """
+    state.batches.delete(team, batch_id)
+    for key in state.index_files.drop_empty(team):
+        state.storage.delete(key)
+    state.storage.delete_prefix(f"batches/{batch_id}")
+    return BatchDeleted(id=batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/retry", response_model=Batch, responses=problems(400, 401, 404, 409, 503))

@@ -156,7 +156,8 @@ class Notifier:
 
     def _end(self, duty: Duty) -> None:
         self._duties.end(duty)
-        log.info("ended notify of %s", duty.batch_id)
+        if self.webhooks:
+            log.info("ended notify of %s", duty.batch_id)
 
     def _put_off(self, duty: Duty, trouble: str) -> None:
         seconds = RETRY_SECONDS[duty.attempt - 1]

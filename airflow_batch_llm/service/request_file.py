@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.service.token_estimates import BYTES_PER_TOKEN, answer_estimate
 from airflow_batch_llm.settings import Limits
 from airflow_batch_llm.wire import BatchError
 
@@ -21,11 +22,6 @@ MOST_ERRORS: Final = 100
 LINE_BYTES: Final = 64 << 20
 """The longest line: a large image in base64 fits, and one line can be held in memory."""
 CUSTOM_ID_LENGTH: Final = 512
-BYTES_PER_TOKEN: Final = 4
-"""The usual rule of thumb; it only decides where a chunk is cut."""
-ANSWER_TOKENS: Final = 256
-"""What an answer is taken to need where no limit is set."""
-
 _LIMITS_OF_ANSWERS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _MUST_BE_OFF: Final = {
     "stream": "A batch has no streams: leave `stream` out, or set it to false.",
@@ -131,10 +127,15 @@ class RequestFile:
         _same("url", parsed.url, self.endpoint, "mismatched_endpoint")
         if not parsed.body:
             raise _missing("body")
-        body = _body(parsed.body)
-        self._check_model(body)
-        self._check_fields(body)
-        tokens = len(memoryview(parsed.body)) // BYTES_PER_TOKEN + _answer_tokens(body)
+        try:
+            body = _body(parsed.body)
+            self._check_model(body)
+            self._check_fields(body)
+            tokens = len(memoryview(parsed.body)) // BYTES_PER_TOKEN + _answer_tokens(body)
+        except msgspec.DecodeError as error:  # a number that no computer holds, say
+            raise _WrongLineError(
+                "invalid_value", f"The body has a value that cannot be read: {error}.", "body"
+            ) from error
         return RequestLine(self.rows, number, custom_id, parsed.body, tokens)
 
     def _check_model(self, body: dict[str, msgspec.Raw]) -> None:
@@ -235,7 +236,7 @@ def _check_roles(messages: msgspec.Raw) -> None:
     except msgspec.DecodeError:
         return  # the engine says what is wrong with them
     for role in roles:
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise _WrongLineError(
                 "invalid_role",
                 f"A message has the role {_shown(role)}, which no chat has. Roles are: {', '.join(sorted(ROLES))}.",
@@ -254,9 +255,8 @@ def _inputs(given: msgspec.Raw) -> int:
 def _answer_tokens(body: dict[str, msgspec.Raw]) -> int:
     for name in _LIMITS_OF_ANSWERS:
         if name in body:
-            limit = msgspec.json.decode(body[name])
-            return limit if isinstance(limit, int) and 0 < limit < 2**31 else ANSWER_TOKENS
-    return ANSWER_TOKENS
+            return answer_estimate(msgspec.json.decode(body[name]))
+    return answer_estimate(None)
 
 
 def _missing(name: str) -> _WrongLineError:

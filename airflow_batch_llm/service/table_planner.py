@@ -30,15 +30,10 @@ from airflow_batch_llm.service.sources import LINE, JsonlSource, Source, SourceR
 from airflow_batch_llm.service.spec import CheckedDataset, check_columns
 from airflow_batch_llm.service.staged_schema import STAGED_LINE, JsonSchemas
 from airflow_batch_llm.service.targets import check_carries
+from airflow_batch_llm.service.token_estimates import CHARACTERS_PER_TOKEN, TOKENS_PER_MESSAGE, answer_estimate
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec
 from airflow_batch_llm.worker_wire import ResultLine
-
-CHARACTERS_PER_TOKEN: Final = 4
-"""The usual rule of thumb for English and code; it only decides where a chunk is cut."""
-TOKENS_PER_MESSAGE: Final = 8
-ANSWER_TOKENS: Final = 256
-"""What an answer is taken to need where no limit is set."""
 
 FILES_FILE: Final = "files.json"
 SCHEMA_FILE: Final = "schema.arrow"
@@ -345,12 +340,12 @@ class _Column:
 
 
 def answer_tokens(spec: DatasetSpec) -> int:
-    """What an answer takes at most, where the spec says; else a guess."""
+    """What all answers to a row are taken to need."""
     if spec.choices:
         return max(len(choice) for choice in spec.choices) // CHARACTERS_PER_TOKEN + 1
-    limit = spec.parameters.get("max_completion_tokens", spec.parameters.get("max_tokens", ANSWER_TOKENS))
+    limit = spec.parameters.get("max_completion_tokens", spec.parameters.get("max_tokens"))
     samples = spec.parameters.get("n") or 1
-    return limit * samples if isinstance(limit, int) else ANSWER_TOKENS * samples
+    return answer_estimate(limit) * samples
 
 
 def _given(known: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Double, and_, case, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Double, and_, case, delete, func, insert, literal, or_, select, update
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
@@ -15,7 +15,7 @@ from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import add_duty
 from airflow_batch_llm.store.files import held_file
 from airflow_batch_llm.store.life import settle
-from airflow_batch_llm.store.tables import batches, parts
+from airflow_batch_llm.store.tables import attempts, batches, chunks, duties, files, index_batches, parts
 from airflow_batch_llm.wire import window_seconds
 
 RATE_SECONDS: Final = 60.0
@@ -172,6 +172,30 @@ class Batches:
             ends = None if window is None else self._database.now() + window
             self._store(connection, new_id, batch.generation + 1, values | {"team": team, "expires_at": ends})
             return self._row(connection, new_id)
+
+    def delete(self, team: str, batch_id: str) -> None:
+        """Forgets a batch with all that hangs on it. Raises :class:`ConflictError` for one that has not ended."""
+        with self._database.writing() as connection:
+            batch = connection.execute(
+                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
+            ).first()
+            if batch is None:
+                raise _no_such_batch(batch_id)
+            if batch.status not in ENDED:
+                raise ConflictError(
+                    f"Batch {batch_id} is {batch.status}: only one that has ended can be deleted. Nothing was deleted. "
+                    "Cancel it first.",
+                    code="batch_in_use",
+                    param="batch_id",
+                )
+            of_batch = select(chunks.c.id).where(chunks.c.batch_id == batch_id)
+            connection.execute(delete(attempts).where(attempts.c.chunk_id.in_(of_batch)))
+            for table in (parts, chunks, duties, index_batches):
+                connection.execute(delete(table).where(table.c.batch_id == batch_id))
+            connection.execute(delete(batches).where(batches.c.id == batch_id))
+            gone = {"deleted_at": self._database.now()}
+            results = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id is not None]
+            connection.execute(update(files).where(files.c.id.in_(results), files.c.deleted_at.is_(None)).values(gone))
 
     def created_within(self, team: str, seconds: float) -> int:
         """How many batches the team submitted in the last ``seconds``."""

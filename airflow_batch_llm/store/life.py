@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, func, insert, or_, select, update
 
 from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database
@@ -27,7 +27,7 @@ class PlannedChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A staged plan: real once :meth:`Batches.activate` has taken it."""
+    """A staged plan: real once :meth:`BatchLife.activate` has taken it."""
 
     storage_key: str
     rows_total: int
@@ -60,17 +60,30 @@ class BatchLife:
             return _row(connection, duty.batch_id)
 
     def generation_before(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The planned batch that this one goes on from: the generation before it, if that was of the same content."""
-        earlier = select(batches).where(
+        """The batch that this one goes on from: the last generation before it that was planned, of the same content.
+
+        That has all answers of those before it.
+        """
+        earlier = self._earlier(batch).where(
+            batches.c.content_sha256 == batch["content_sha256"], batches.c.plan_key.is_not(None)
+        )
+        with self._database.reading() as connection:
+            row = connection.execute(earlier.order_by(batches.c.generation.desc()).limit(1)).first()
+        return None if row is None else row._asdict()
+
+    def still_ending(self, batch: Mapping[str, Any]) -> str | None:
+        """The generation before this one whose workers may still bring answers, if there is one."""
+        ending = self._earlier(batch).where(batches.c.status.in_((BatchStatus.CANCELLING, BatchStatus.FINALIZING)))
+        with self._database.reading() as connection:
+            row = connection.execute(ending.limit(1)).first()
+        return None if row is None else str(row.id)
+
+    def _earlier(self, batch: Mapping[str, Any]) -> Select[Any]:
+        return select(batches).where(
             batches.c.team == batch["team"],
             batches.c.key == batch["key"],
             batches.c.generation < batch["generation"],
         )
-        with self._database.reading() as connection:
-            row = connection.execute(earlier.order_by(batches.c.generation.desc()).limit(1)).first()
-        if row is None or row.content_sha256 != batch["content_sha256"] or row.plan_key is None:
-            return None
-        return row._asdict()
 
     def superseded(self, batch: Mapping[str, Any]) -> bool:
         """Whether a newer batch under the same key or in the same series has taken over this one's target."""

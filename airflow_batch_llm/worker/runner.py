@@ -7,6 +7,7 @@ them. Memory is bounded by two or three chunks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
@@ -25,7 +26,7 @@ from airflow_batch_llm.worker.heartbeat import Heartbeat
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, engine_error
 from airflow_batch_llm.worker.service_link import ServiceLink
 from airflow_batch_llm.worker.work import ChunkWork
-from airflow_batch_llm.worker_wire import Registration, RowLine, ServedModel
+from airflow_batch_llm.worker_wire import Registered, Registration, RowLine, ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Runner:
         draining.cancel()
         if not starting.done():
             starting.cancel()
+            await asyncio.wait({starting})
             return False
         starting.result()
         return bool(self._worker_id)
@@ -121,7 +123,7 @@ class Runner:
         registration = Registration(name=self.settings.name, version=__version__, models=served)
         while not self._draining.is_set():
             try:
-                registered = await asyncio.to_thread(self.link.register, registration)
+                registered = await self._registered(registration)
             except NoAnswerError as error:
                 log.warning("waiting for the service: %s", error)
                 await self._pause(self.settings.claim_seconds)
@@ -130,6 +132,18 @@ class Runner:
                 endpoints = ", ".join(model.endpoint for model in served)
                 log.info("registered as %s for model %s at %s", self._worker_id, self.engine.model, endpoints)
                 return
+
+    async def _registered(self, registration: Registration) -> Registered:
+        """Registers. A worker that is asked to end meanwhile takes its leave at once, lest it count as serving."""
+        asking = asyncio.ensure_future(asyncio.to_thread(self.link.register, registration))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(BatchLLMError):
+                self._worker_id = (await asking).worker_id
+                await asyncio.to_thread(self._leave)
+                self._worker_id = ""
+            raise
 
     async def _served(self) -> list[ServedModel]:
         """What the engine says that it serves. Raises where it does not answer, as one that died does not."""

@@ -59,6 +59,16 @@ BROKEN: list[Wrong] = [
         [(1, "invalid_role", "body.messages")],
     ),
     (
+        "a role that is a list",
+        file_of([line(0, body={"messages": [{"role": ["user"]}]})]),
+        [(1, "invalid_role", "body.messages")],
+    ),
+    (
+        "a number that is none",
+        file_of([line(0), line(1, body={"max_tokens": 7})]).replace(b'"max_tokens": 7', b'"max_tokens": 1e400'),
+        [(2, "invalid_value", "body")],
+    ),
+    (
         "a field that nobody knows",
         file_of([line(0, body={"guided_json": {}})]),
         [(1, "unknown_parameter", "body.guided_json")],

@@ -18,8 +18,9 @@ from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.chunks import ChunkLease
 from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.runner import Runner
+from airflow_batch_llm.worker.service_link import ServiceLink
 from airflow_batch_llm.worker.work import ChunkWork
-from airflow_batch_llm.worker_wire import Claim, Registration, RowLine, ServedModel
+from airflow_batch_llm.worker_wire import Claim, Registered, Registration, RowLine, ServedModel
 from tests.conftest import RunningService, eventually
 from tests.worker.conftest import CHUNK_ROWS, Bench, soon
 
@@ -65,6 +66,23 @@ async def test_a_worker_drains_before_its_engine_is_up(bench: Bench) -> None:
         await soon(lambda: bench.engine.looks)
         await worker.drained(seconds=5.0)
     assert bench.service.client.models().data == []
+
+
+async def test_a_worker_that_is_asked_to_end_while_it_registers_does_not_count_as_serving(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = ServiceLink.register
+
+    def slow(link: ServiceLink, registration: Registration) -> Registered:
+        answer = register(link, registration)
+        time.sleep(0.5)
+        return answer
+
+    monkeypatch.setattr(ServiceLink, "register", slow)
+    async with bench.worker() as worker:
+        await soon(lambda: bench.service.client.models().data)
+        await worker.drained()
+        assert bench.service.client.models().data == []
 
 
 async def test_a_cancel_stops_the_rows_in_flight_at_once_and_keeps_what_was_done(bench: Bench) -> None:

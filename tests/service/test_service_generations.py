@@ -1,0 +1,61 @@
+"""What a generation goes on from, whatever became of those before it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
+from tests.conftest import RunningService, eventually
+from tests.service.answering import AnsweringWorker
+
+
+def submit(service: RunningService) -> Batch:
+    if not (service.data_root / "s.parquet").exists():
+        pq.write_table(pa.table({"text": [f"text {i}" for i in range(6)]}), service.data_root / "s.parquet")
+    spec = DatasetSpec(source="s.parquet", target="t.parquet", messages=[Message(role="user", content="{text}")])
+    return service.client.submit(BatchCreate(dataset=spec, model="m", key="k", reuse="never"))
+
+
+def test_a_generation_that_was_never_planned_is_passed_over(service: RunningService) -> None:
+    first = submit(service)
+    assert service.plan()
+    worker = AnsweringWorker(service)
+    claimed = worker.claim()
+    assert claimed is not None
+    claim, lines = claimed
+    worker.link.extend(claim, [worker.store(claim, 0, lines[:4])])
+    service.client.cancel(first.id)
+    worker.link.release(claim, [], outcome="stopped")
+    assert service.assemble()
+    for _ in range(2):
+        service.client.cancel(submit(service).id)
+    last = submit(service)
+    assert last.generation == 4
+    assert service.plan()
+    assert service.client.get(last.id).progress.rows_done == 4
+    worker.work()
+    assert service.assemble()
+    assert sorted(worker.asked) == list(range(6))
+
+
+def test_a_plan_waits_for_the_last_answers_of_the_generation_before(service: RunningService) -> None:
+    first = submit(service)
+    assert service.plan()
+    worker = AnsweringWorker(service)
+    claimed = worker.claim()
+    assert claimed is not None
+    claim, lines = claimed
+    service.client.cancel(first.id)
+    second = submit(service)
+    assert service.plan()
+    waiting = service.client.get(second.id)
+    assert waiting.status == "validating"
+    assert f"It waits until {first.id} has ended" in (waiting.progress.waiting_for or "")
+    worker.link.release(claim, [worker.store(claim, 0, lines[:5])], outcome="stopped")
+    assert service.assemble()
+    eventually(service.plan)
+    assert service.client.get(second.id).progress.rows_done == 5
+    worker.work()
+    assert service.assemble()
+    assert sorted(worker.asked) == list(range(6))
