@@ -1,0 +1,193 @@
+"""The commands that run the parts: service, worker, or both."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, err, explained, real, token_of
+from airflow_batch_llm.client.batch_client import DEFAULT_URL
+from airflow_batch_llm.settings import (
+    DEFAULT_PORT,
+    WEBHOOK_SECRET_VARIABLE,
+    WEBHOOK_URL_VARIABLE,
+    EngineSettings,
+    Limits,
+    ServiceSettings,
+    WebhookSettings,
+    WorkerSettings,
+)
+
+DataRoot = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-root",
+        help="Tables may be read and written below here only: a folder, or s3://bucket/folder. Repeatable. "
+        "[default: .]",
+    ),
+]
+ModelOption = Annotated[str, typer.Option(help="A model's local path, or its name as `vllm serve` takes it.")]
+ServedName = Annotated[str | None, typer.Option(help="What batches call the model. [default: the same as --model]")]
+VllmCommand = Annotated[
+    str, typer.Option("--vllm", envvar="BATCH_LLM_VLLM", help="The vllm command, for instance of another environment.")
+]
+EngineArguments = Annotated[str, typer.Option(help="More arguments for `vllm serve`, as one string.")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Rows that the engine works on at once.")]
+Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this. [default: no limit]")]
+
+
+@app.command()
+def serve(
+    home: Home = DEFAULT_HOME,
+    data_root: DataRoot = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = DEFAULT_PORT,
+    max_file_bytes: Most = None,
+    max_file_rows: Most = None,
+    max_embedding_inputs: Most = None,
+    max_creates_per_hour: Most = None,
+    extensions: Annotated[
+        bool, typer.Option(help="Whether clients may use more than OpenAI's API has: tables, keys, results, retry.")
+    ] = True,
+    storage: Annotated[
+        str | None, typer.Option(help="Where the service's own bytes go: s3://bucket/folder. [default: below --home]")
+    ] = None,
+    reuse_days: Annotated[
+        int, typer.Option(min=0, help="How long a table's answers may be used for equal rows of later tables.")
+    ] = 30,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of a worker's engine costs, for estimates.")
+    ] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(envvar=WEBHOOK_URL_VARIABLE, help="Told when a batch ends.")
+    ] = None,
+) -> None:
+    """Run the service: the HTTP API, planning and assembling.
+
+    The webhook's calls are signed (Standard Webhooks) with the secret in BATCH_LLM_WEBHOOK_SECRET: `whsec_` and base64.
+    """
+    from airflow_batch_llm.service.app import serve as run
+
+    log_to_stderr()
+    settings = ServiceSettings(
+        home=real(home),
+        **_roots(data_root),
+        storage_url=storage,
+        reuse_seconds=reuse_days * 86_400,
+        gpu_hour_price=gpu_hour_price,
+        host=host,
+        port=port,
+        limits=Limits(
+            file_bytes=max_file_bytes,
+            file_rows=max_file_rows,
+            embedding_inputs=max_embedding_inputs,
+            creates_per_hour=max_creates_per_hour,
+        ),
+        extensions=extensions,
+        webhooks=_webhooks(webhook_url),
+    )
+    with explained():
+        run(settings)
+
+
+@app.command()
+def work(
+    model: ModelOption,
+    url: Url = DEFAULT_URL,
+    home: Home = DEFAULT_HOME,
+    name: Annotated[
+        str | None, typer.Option(help="A restarted worker of the same name takes its own chunks back at once.")
+    ] = None,
+    served_model_name: ServedName = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Use this OpenAI-compatible server instead of starting `vllm serve`.")
+    ] = None,
+    vllm: VllmCommand = "vllm",
+    engine_args: EngineArguments = "",
+    max_num_seqs: MaxNumSeqs = 256,
+) -> None:
+    """Run a worker: it starts and supervises `vllm serve`, and does chunks."""
+    from airflow_batch_llm.worker.process import work as run
+
+    log_to_stderr()
+    engine = _engine(model, served_model_name, endpoint, vllm, engine_args, max_num_seqs)
+    name = name or f"{socket.gethostname()}-{os.getpid()}"
+    settings = WorkerSettings(
+        url=url, token=token_of(home), name=name, home=real(home) / "workers" / name, engine=engine
+    )
+    with explained():
+        run(settings)
+
+
+@app.command()
+def up(
+    model: ModelOption,
+    home: Home = DEFAULT_HOME,
+    data_root: DataRoot = None,
+    port: Annotated[int, typer.Option(help="The service's port on this machine.")] = DEFAULT_PORT,
+    served_model_name: ServedName = None,
+    vllm: VllmCommand = "vllm",
+    engine_args: EngineArguments = "",
+    max_num_seqs: MaxNumSeqs = 256,
+) -> None:
+    """Run service and worker together on this machine, and start again what dies."""
+    from airflow_batch_llm.embedded import Embedded
+
+    log_to_stderr()
+    embedded = Embedded(
+        service=ServiceSettings(home=real(home), **_roots(data_root), port=port),
+        engine=_engine(model, served_model_name, None, vllm, engine_args, max_num_seqs),
+    )
+    err.print(
+        f"service  http://127.0.0.1:{port}   data root {', '.join(embedded.service.all_roots)}\n"
+        f"token    {embedded.service.token_path} (readable by you only)\n"
+        f"model    {embedded.engine.served_model_name}   (its engine takes a while to start)",
+        highlight=False,
+    )
+    embedded.run()
+
+
+def _engine(
+    model: str, served: str | None, endpoint: str | None, vllm: str, arguments: str, max_num_seqs: int
+) -> EngineSettings:
+    import shlex
+
+    return EngineSettings(
+        model=model,
+        served_model_name=served or model,
+        endpoint=endpoint,
+        command=tuple(shlex.split(vllm)),
+        arguments=tuple(shlex.split(arguments)),
+        max_num_seqs=max_num_seqs,
+    )
+
+
+def _roots(given: list[str] | None) -> dict[str, Any]:
+    """The data roots as settings: local folders, and prefixes on S3."""
+    prefixes = tuple(root for root in given or () if root.startswith("s3://"))
+    roots = tuple(real(Path(root)) for root in given or ["."] if not root.startswith("s3://"))
+    for root in roots:
+        if not root.is_dir():
+            raise typer.BadParameter(f"The data root {root} is not a folder.")
+    return {"data_roots": roots, "data_prefixes": prefixes}
+
+
+def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:
+    if url is None:
+        return ()
+    secret = os.environ.get(WEBHOOK_SECRET_VARIABLE)
+    if not secret:
+        raise typer.BadParameter(f"A webhook needs a secret to sign with: set {WEBHOOK_SECRET_VARIABLE}.")
+    return (WebhookSettings(url=url, secret=secret),)
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
