@@ -35,6 +35,8 @@ from transformers.utils.logging import disable_progress_bar
 SEED = 7
 VOCABULARY = 1024
 CONTEXT = 2048
+LAYERS = 2
+WIDTH = 64
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 
@@ -83,17 +85,17 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def random_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of two layers with random float32 weights."""
+def random_model(tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with random float32 weights."""
     torch.manual_seed(SEED)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
+        hidden_size=width,
+        intermediate_size=2 * width if width <= WIDTH else 3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 64),
+        num_key_value_heads=max(1, width // 128),
+        head_dim=32 if width <= WIDTH else 64,
         max_position_embeddings=CONTEXT,
         # Tied weights would make the likeliest next token the last one, over and over.
         tie_word_embeddings=False,
@@ -110,14 +112,14 @@ def random_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def build(out: Path) -> None:
+def build(out: Path, *, layers: int = LAYERS, width: int = WIDTH) -> None:
     """Write the model into the folder ``out``, which appears whole or not at all."""
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     disable_progress_bar()
     tokenizer = trained_tokenizer()
-    random_model(tokenizer).save_pretrained(unfinished)
+    random_model(tokenizer, layers=layers, width=width).save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
@@ -126,10 +128,13 @@ def build(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build a tiny model of random weights, whose answers are noise.")
     parser.add_argument("out", type=Path, help="the folder to write; what it held is replaced")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--layers", type=int, default=LAYERS, help="more of them for a benchmark of the engine")
+    parser.add_argument("--width", type=int, default=WIDTH, help="the same; a multiple of 128")
+    given = parser.parse_args()
+    out = given.out.resolve()
     if out.exists() and not (out / "config.json").exists():
         sys.exit(f"{out} exists and holds no model (no config.json). Nothing was written. Name another folder.")
-    build(out)
+    build(out, layers=given.layers, width=given.width)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: a tiny model of random weights, {size / 1e6:.1f} MB. Its answers are noise.")
 
