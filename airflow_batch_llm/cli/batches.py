@@ -146,6 +146,7 @@ def list_batches(
     with client_of(url, home) as client:
         page = client.list(limit=limit)
     table = Table(Column("batch", no_wrap=True), "status", "model", "rows", "failed", "spared", "created (UTC)")
+    table.pad_edge = False
     for batch in page.data:
         total, done, failed = rows_so_far(batch)
         table.add_row(

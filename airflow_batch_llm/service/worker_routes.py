@@ -95,7 +95,7 @@ def put_part(
 ) -> None:
     """Stores a part's bytes. They count once an extend, commit or release names them."""
     chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
-    state.storage.put(part_key(chunk, attempt, part), content)
+    state.storage.put(part_key(chunk, attempt, part, hashlib.sha256(content).hexdigest()), content)
 
 
 @router.post("/chunks/{chunk_id}/extend", responses=problems(400, 409))
@@ -130,7 +130,8 @@ def _stored(state: ServiceState, lease: ChunkLease, records: list[PartRecord]) -
     if not records:
         return []
     chunk = state.chunks.get(lease)
-    parts = [StoredPart(part_key(chunk, lease.attempt, record.number), record) for record in records]
+    attempt = lease.attempt
+    parts = [StoredPart(part_key(chunk, attempt, record.number, record.sha256), record) for record in records]
     for part in parts:
         _check(state, part)
     return parts

@@ -32,9 +32,9 @@ class StoredPart:
     record: PartRecord
 
 
-def part_key(chunk: Mapping[str, Any], attempt: int, number: int) -> str:
-    """Where a part lies. The attempt is in the name, so a late worker can never overwrite another's part."""
-    return f"batches/{chunk['batch_id']}/chunks/{chunk['number']:06d}/{attempt}-{number}.jsonl.zst"
+def part_key(chunk: Mapping[str, Any], attempt: int, number: int, sha256: str) -> str:
+    """Where a part lies. Attempt and content are in the name, so nobody can ever overwrite a part that counts."""
+    return f"batches/{chunk['batch_id']}/chunks/{chunk['number']:06d}/{attempt}-{number}-{sha256[:16]}.jsonl.zst"
 
 
 class Chunks:

@@ -17,6 +17,7 @@ PATHS = [
     ("GET", "/v1/batches"),
     ("POST", "/v1/batches"),
     ("GET", "/v1/batches/x"),
+    ("DELETE", "/v1/batches/x"),
     ("POST", "/v1/batches/x/cancel"),
     ("GET", "/v1/batches/x/results"),
     ("POST", "/v1/batches/x/retry"),

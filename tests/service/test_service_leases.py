@@ -97,6 +97,19 @@ def test_a_part_counts_only_if_it_lies_in_storage_as_it_was_said(
     assert _rows_done(service, batch) == 4
 
 
+def test_a_committed_part_cannot_be_overwritten(
+    service: RunningService, batch: Batch, worker: AnsweringWorker, claimed: Claimed
+) -> None:
+    claim, lines = claimed
+    record = worker.store(claim, 0, lines)
+    worker.link.extend(claim, [record])
+    worker.link.put_part(claim, 0, b"something else under the same number")
+    worker.link.commit(claim, [record])
+    assert service.assemble()
+    ended = service.client.get(batch.id)
+    assert (ended.status, ended.request_counts.completed) == ("completed", 4)
+
+
 def test_an_attempt_gets_only_the_rows_that_no_committed_part_has(
     service: RunningService, worker: AnsweringWorker, claimed: Claimed
 ) -> None:
