@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
 
 from airflow_batch_llm import __version__
+from airflow_batch_llm.models import TOKENIZE
 from airflow_batch_llm.service.access import State, Team
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import shown, shown_page
@@ -28,7 +29,12 @@ def healthz(state: State) -> Health:
 def list_models(state: State, team: Team) -> ModelList:
     return ModelList(
         data=[
-            Model(id=served.model, created=int(served.since), endpoints=served.endpoints, workers=served.workers)
+            Model(
+                id=served.model,
+                created=int(served.since),
+                endpoints=[endpoint for endpoint in served.endpoints if endpoint != TOKENIZE],
+                workers=served.workers,
+            )
             for served in state.workers.served()
         ]
     )

@@ -72,3 +72,6 @@ def airflow(pool: Pool, postgres: str, tmp_path_factory: pytest.TempPathFactory)
     }
     with AirflowProcesses(folder / "home", dags=folder / "dags", environment=environment) as started:
         yield started
+        family = started.processes()
+        assert len(family) >= 4
+    assert [process for process in family if process.is_running()] == []

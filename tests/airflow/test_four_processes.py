@@ -49,14 +49,6 @@ def test_the_connections_test_button_tells_right_from_wrong(airflow: AirflowProc
     assert "token" in wrong["message"]
 
 
-def test_nothing_runs_on_after_the_end(airflow: AirflowProcesses) -> None:
-    """The last one: it ends the Airflow of the others."""
-    family = airflow.processes()
-    assert len(family) >= 4
-    airflow.stop()
-    assert [process for process in family if process.is_running()] == []
-
-
 def log_while_deferred(airflow: AirflowProcesses, run_id: str) -> str:
     """The task's log with a line of progress, read before the task went on."""
     while True:
