@@ -46,7 +46,7 @@ demo: $(INSTALLED) $(VLLM_INSTALLED)
 
 test: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"
-	.venv/bin/python -m pytest -m "airflow or vllm"
+	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "airflow or vllm"
 
 test-all: test
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py

@@ -27,6 +27,14 @@ from airflow_batch_llm.store.database import Database
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the tests (``-n 2 --dist loadgroup``), each folder's pool and Airflow stay in one."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in ("airflow", "vllm"):
+            item.add_marker(pytest.mark.xdist_group(folder))
+
+
 def eventually(check: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
     """Asks until the answer is true, and gives it; fails with the last answer after ``seconds``."""
     end = time.monotonic() + seconds

@@ -35,13 +35,13 @@ def _asked_directly(tables: Tables, texts: list[str], max_tokens: int) -> list[t
 
 
 def test_answers_belong_to_their_rows(tables: Tables) -> None:
-    texts = sample_texts(300)
+    texts = sample_texts(120)
     rows = tables.target(tables.submit("own-answers", texts, parameters={"max_tokens": 16}))
     names = ("llm_output", "llm_finish_reason", "llm_prompt_tokens", "llm_completion_tokens")
     assert [tuple(row[name] for name in names) for row in rows] == _asked_directly(tables, texts, 16)
     assert {row["llm_status"] for row in rows} == {"success"}
     assert {row["llm_error"] for row in rows} == {None}
-    assert len({row["llm_output"] for row in rows}) > 100, "the model answers too much alike for this test to tell"
+    assert len({row["llm_output"] for row in rows}) > 40, "the model answers too much alike for this test to tell"
 
 
 def test_only_choices_come_out(tables: Tables) -> None:
