@@ -45,7 +45,7 @@ def cut_where_needed(
         if len(undone) == 1:
             return chunk, [_given_up(undone[0])]
         chunk = state.chunks.split(lease, _smaller(undone, alone=chunk["alone"]))
-    return chunk, _condemned(chunk)
+    return chunk, _condemned(chunk, done)
 
 
 def _apart(chunk: Mapping[str, Any], undone: Sequence[int]) -> Pieces:
@@ -61,7 +61,7 @@ def _smaller(undone: Sequence[int], *, alone: bool) -> Pieces:
     return Pieces(kept=pieces[0] if pieces else [], cut=pieces[1:], alone=alone)
 
 
-def _condemned(chunk: Mapping[str, Any]) -> list[CondemnedRow]:
+def _condemned(chunk: Mapping[str, Any], done: Sequence[int]) -> list[CondemnedRow]:
     return [
         CondemnedRow(
             row=int(row),
@@ -69,7 +69,7 @@ def _condemned(chunk: Mapping[str, Any]) -> list[CondemnedRow]:
             message=f"The engine died of this row: {deaths} times while it had it alone. It was not asked again.",
         )
         for row, deaths in (chunk["deaths"] or {}).items()
-        if deaths >= ENGINE_DEATHS
+        if deaths >= ENGINE_DEATHS and int(row) not in done
     ]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from airflow_batch_llm.worker.answer_check import AnswerCheck
@@ -20,6 +21,15 @@ class Part:
     record: PartRecord
     content: bytes
     stored: bool = False
+
+
+def lines_to_ask(claim: Claim, content: bytes) -> Iterator[RowLine]:
+    """The lines of a chunk that the engine is to have: what no committed part has, and nobody condemned."""
+    skipped = {*claim.done, *(row.row for row in claim.condemned)}
+    only = None if claim.only is None else set(claim.only)
+    for line in unpack(io.BytesIO(content), RowLine):
+        if line.row not in skipped and (only is None or line.row in only):
+            yield line
 
 
 @dataclass
@@ -58,17 +68,9 @@ class ChunkWork:
         """The work that is left of a chunk: what no committed part has."""
         if hashlib.sha256(content).hexdigest() != claim.sha256:
             raise ValueError(f"Chunk {claim.chunk_id} did not arrive as it was stored: its SHA-256 differs.")
-        skipped = {*claim.done, *(row.row for row in claim.condemned)}
-        only = None if claim.only is None else set(claim.only)
-        lines = (
-            line
-            for line in unpack(io.BytesIO(content), RowLine)
-            if line.row not in skipped and (only is None or line.row in only)
-        )
-        work = cls(claim, AnswerCheck.of(claim), deque(lines), asyncio.get_running_loop())
+        work = cls(claim, AnswerCheck.of(claim), deque(lines_to_ask(claim, content)), asyncio.get_running_loop())
         for row in claim.condemned:
-            if row.row not in claim.done:
-                work.finish(engine_error(row.row, row.message, whole=claim.whole, code=row.code))
+            work.finish(engine_error(row.row, row.message, whole=claim.whole, code=row.code))
         return work
 
     @property
