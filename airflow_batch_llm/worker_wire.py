@@ -55,6 +55,14 @@ class ClaimRequest(_Body):
     worker_id: str
 
 
+class CondemnedRow(_Body):
+    """A row that is not to be asked any more, and the error that it ends with."""
+
+    row: int
+    code: str
+    message: str
+
+
 class Claim(_Body):
     """The right to work on one chunk, and all that is needed to do it."""
 
@@ -71,6 +79,11 @@ class Claim(_Body):
     """Where a part goes, with ``{part}`` for its number; opaque."""
     done: list[int]
     """Rows that earlier attempts committed: not to be done again."""
+    only: list[int] | None = None
+    """The rows that the chunk is about, where that is not every line."""
+    alone: bool = False
+    """Whether the engine is to have each row by itself, with nothing else: one of them may have killed another."""
+    condemned: list[CondemnedRow] = []
     parameters: dict[str, Any]
     """The fields that all requests of the chunk share."""
     choices: list[str] | None = None
@@ -120,6 +133,8 @@ class ReleaseRequest(_Body):
     detail: str | None = None
     rows_lost: int = 0
     """Rows that were with the engine and gave no result."""
+    in_flight: list[int] = []
+    """Which ones those were, where the engine died."""
 
 
 NO_RESPONSE: Final = msgspec.Raw()

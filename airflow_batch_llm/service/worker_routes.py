@@ -15,6 +15,7 @@ from airflow_batch_llm.service.access import State, Team, authenticated_team
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.spec import request_parameters
 from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.suspects import cut_where_needed, done_rows
 from airflow_batch_llm.store.chunks import ChunkLease, StoredPart, part_key
 from airflow_batch_llm.wire import DatasetSpec
 from airflow_batch_llm.worker_wire import (
@@ -27,8 +28,6 @@ from airflow_batch_llm.worker_wire import (
     Registered,
     Registration,
     ReleaseRequest,
-    ResultLine,
-    unpack,
 )
 
 router: Final = APIRouter(prefix="/worker/v1", dependencies=[Depends(authenticated_team)])
@@ -53,6 +52,8 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
     chunk = state.chunks.claim(request.worker_id, lease_seconds=state.settings.lease_seconds)
     if chunk is None:
         return Response(status_code=204)
+    done = done_rows(state, chunk["id"])
+    chunk, condemned = cut_where_needed(state, chunk, done)
     dataset = state.chunks.dataset_of(chunk["batch_id"])
     spec = DatasetSpec.model_validate(dataset) if dataset is not None else None
     asks = spec is not None and chunk["endpoint"] != TOKENIZE
@@ -67,7 +68,10 @@ def claim(state: State, request: ClaimRequest) -> Claim | Response:
         rows_url=f"{at}/rows",
         sha256=chunk["sha256"],
         parts_url=f"{at}/parts/{{part}}",
-        done=_done_rows(state, chunk["id"]),
+        done=done,
+        only=chunk["only"],
+        alone=chunk["alone"],
+        condemned=condemned,
         parameters=request_parameters(spec, chunk["endpoint"]) if spec and asks else {},
         choices=spec.choices if spec and asks else None,
         output_schema=spec.output_schema if spec and asks else None,
@@ -122,6 +126,7 @@ def release(state: State, chunk_id: int, request: ReleaseRequest) -> None:
         outcome=request.outcome,
         detail=request.detail,
         rows_lost=request.rows_lost,
+        in_flight=request.in_flight,
     )
 
 
@@ -149,14 +154,6 @@ def _check(state: ServiceState, part: StoredPart) -> None:
             "It was not committed. Store it again.",
             code="part_not_stored",
         )
-
-
-def _done_rows(state: ServiceState, chunk_id: int) -> list[int]:
-    rows: list[int] = []
-    for key in state.chunks.parts_of_chunk(chunk_id):
-        with state.storage.open(key) as stream:
-            rows += [line.row for line in unpack(stream, ResultLine)]
-    return rows
 
 
 def _content(state: ServiceState, storage_key: str) -> Iterator[bytes]:

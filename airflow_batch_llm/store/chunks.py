@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.life import settle
+from airflow_batch_llm.store.splitting import Pieces, add_pieces
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
 
@@ -75,6 +76,7 @@ class Chunks:
                 .values(
                     state=ChunkState.LEASED,
                     attempt=chunks.c.attempt + 1,
+                    barren=chunks.c.barren + 1,
                     worker_id=worker_id,
                     lease_until=now + lease_seconds,
                 )
@@ -168,14 +170,30 @@ class Chunks:
             )
             settle(connection, self._database, chunk["batch_id"])
 
+    def split(self, lease: ChunkLease, pieces: Pieces) -> Mapping[str, Any]:
+        """Cuts a chunk that is held into smaller ones; gives it as it is from then on."""
+        with self._database.writing() as connection:
+            chunk = self._held(connection, lease)
+            connection.execute(select(batches.c.id).where(batches.c.id == chunk["batch_id"]).with_for_update())
+            self._change(connection, lease, **add_pieces(connection, chunk, pieces))
+            return self._held(connection, lease)
+
     def release(
-        self, lease: ChunkLease, stored: list[StoredPart], *, outcome: str, detail: str | None, rows_lost: int
+        self,
+        lease: ChunkLease,
+        stored: list[StoredPart],
+        *,
+        outcome: str,
+        detail: str | None = None,
+        rows_lost: int = 0,
+        in_flight: Sequence[int] = (),
     ) -> None:
-        """Gives a chunk back; what was committed of it stays."""
+        """Gives a chunk back; what was committed of it stays. ``in_flight`` were with an engine that died."""
         with self._database.writing() as connection:
             chunk = self._held(connection, lease)
             self._add_parts(connection, lease, chunk, stored)
-            self._change(connection, lease, state=ChunkState.PENDING, lease_until=None, worker_id=None)
+            suspicion = _suspicion(chunk, outcome, in_flight)
+            self._change(connection, lease, state=ChunkState.PENDING, lease_until=None, worker_id=None, **suspicion)
             self._end_attempt(connection, lease, outcome, detail=detail, rows_lost=rows_lost)
             settle(connection, self._database, chunk["batch_id"])
 
@@ -253,7 +271,7 @@ class Chunks:
         )
         counted = {name: getattr(record, name) for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")}
         details = {name: getattr(record, name) for name in ("cached_tokens", "reasoning_tokens")}
-        self._change(connection, lease, rows_done=chunks.c.rows_done + record.rows)
+        self._change(connection, lease, rows_done=chunks.c.rows_done + record.rows, barren=0)
         connection.execute(
             update(attempts)
             .where(attempts.c.chunk_id == lease.chunk_id, attempts.c.attempt == lease.attempt)
@@ -268,6 +286,20 @@ class Chunks:
                 **_raised(batches, counted | details),
             )
         )
+
+
+def _suspicion(chunk: Mapping[str, Any], outcome: str, in_flight: Sequence[int]) -> dict[str, Any]:
+    """What the way in which a chunk came back says of its rows."""
+    if outcome != "engine_died":
+        return {"barren": 0}
+    if not in_flight:
+        return {}
+    if not chunk["alone"]:
+        return {"suspects": list(in_flight)}
+    if len(in_flight) > 1:  # a worker that did not keep them apart has found nobody out
+        return {}
+    row, deaths = str(in_flight[0]), chunk["deaths"] or {}
+    return {"deaths": deaths | {row: deaths.get(row, 0) + 1}}
 
 
 def _fence(lease: ChunkLease) -> tuple[Any, ...]:

@@ -138,6 +138,11 @@ chunks: Final = Table(
     Column("storage_key", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Column("only", JSON(none_as_null=True)),  # the rows that it is about, where it is a piece of another; else all
+    Column("alone", Boolean, nullable=False, server_default=false()),
+    Column("suspects", JSON(none_as_null=True)),
+    Column("deaths", JSON(none_as_null=True)),
+    Column("barren", Integer, nullable=False, server_default="0"),
     UniqueConstraint("batch_id", "number"),
     Index("ix_chunks_claim", "state", "model", "endpoint", "priority", "id"),
 )

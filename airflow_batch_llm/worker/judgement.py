@@ -130,11 +130,11 @@ def judge(row: int, status: int, content: bytes, check: AnswerCheck) -> ResultLi
     return result
 
 
-def engine_error(row: int, error: Exception, *, whole: bool) -> ResultLine:
-    """The result of a row that a living engine has failed on again and again."""
-    result = ResultLine(row, "error", code="engine_error", error=str(error))
+def engine_error(row: int, message: str, *, whole: bool, code: str = "engine_error") -> ResultLine:
+    """The result of a row that an engine has failed on again and again, living or dying."""
+    result = ResultLine(row, "error", code=code, error=message)
     if whole:
-        _add_problem(result, HTTPStatus.INTERNAL_SERVER_ERROR, str(error), "server_error", "engine_error")
+        _add_problem(result, HTTPStatus.INTERNAL_SERVER_ERROR, message, "server_error", code)
     return result
 
 

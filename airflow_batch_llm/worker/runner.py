@@ -12,6 +12,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,7 +60,9 @@ class Runner:
 
     async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then drains. Raises where engine or registration fail for good."""
-        self._window = asyncio.Semaphore(WINDOW_PER_SEQUENCE * self.settings.engine.max_num_seqs)
+        self._slots = WINDOW_PER_SEQUENCE * self.settings.engine.max_num_seqs
+        self._window = asyncio.Semaphore(self._slots)
+        self._alone = asyncio.Lock()
         self._delivery = Delivery(self.link)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,13 +203,14 @@ class Runner:
         """Sends a chunk's rows as slots get free, until all are answered or something ends it."""
         self._heartbeat.keep(work)
         try:
-            while not work.all_answered and not self._must_end(work):
-                if work.todo:
-                    await self._send_next(work)
-                else:
-                    self._hungry.set()
-                    work.changed.clear()
-                    await work.changed.wait()
+            async with self._room_for(work):
+                while not work.all_answered and not self._must_end(work):
+                    if work.todo:
+                        await self._send_next(work)
+                    else:
+                        self._hungry.set()
+                        work.changed.clear()
+                        await work.changed.wait()
             self._hungry.set()
             if self._draining.is_set() and not work.all_answered:
                 await self._let_finish(work)
@@ -215,6 +219,20 @@ class Runner:
             self._heartbeat.drop(work)
             del self._works[work.claim.chunk_id, work.claim.attempt]
             self._hungry.set()
+
+    @contextlib.asynccontextmanager
+    async def _room_for(self, work: ChunkWork) -> AsyncIterator[None]:
+        """The whole window, or for rows that must be alone a single slot: the others are taken as they get free."""
+        taken = 0
+        async with self._alone if work.claim.alone else contextlib.nullcontext():
+            try:
+                while work.claim.alone and taken < self._slots - 1 and not self._must_end(work):
+                    await self._window.acquire()
+                    taken += 1
+                yield
+            finally:
+                for _ in range(taken):
+                    self._window.release()
 
     def _must_end(self, work: ChunkWork) -> bool:
         return work.lost or work.stopping or work.engine_died or self._draining.is_set()
@@ -253,12 +271,13 @@ class Runner:
         """A living engine that fails on a row again and again makes it an error; a dying one is charged to no row."""
         if await self.watch.died():
             work.rows_lost += 1
+            work.suspects.add(line.row)
             return False
         work.failures[line.row] += 1
         if work.failures[line.row] < ROW_TRIES:
             await asyncio.sleep(ROW_PAUSE_SECONDS)
             return False
-        work.finish(engine_error(line.row, error, whole=work.claim.whole))
+        work.finish(engine_error(line.row, str(error), whole=work.claim.whole))
         return True
 
     def _engine_died(self) -> None:
@@ -286,8 +305,13 @@ class Runner:
                     log.info("committed chunk %d of %s", work.claim.chunk_id, work.claim.batch_id)
                 else:
                     how = self._how_it_ended(work)
+                    suspects = sorted(work.suspects) if work.engine_died else []
                     await self._delivery.release(
-                        work, give_up=self._may_wait_no_longer, outcome=how, rows_lost=work.rows_lost
+                        work,
+                        give_up=self._may_wait_no_longer,
+                        outcome=how,
+                        rows_lost=work.rows_lost,
+                        in_flight=suspects,
                     )
                     log.info("released chunk %d of %s: %s", work.claim.chunk_id, work.claim.batch_id, how)
         except LeaseLostError as error:

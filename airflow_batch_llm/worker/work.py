@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import io
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from airflow_batch_llm.worker.answer_check import AnswerCheck
+from airflow_batch_llm.worker.judgement import engine_error
 from airflow_batch_llm.worker_wire import Claim, PartRecord, ResultLine, RowLine, pack, unpack
 
 
@@ -19,6 +21,15 @@ class Part:
     record: PartRecord
     content: bytes
     stored: bool = False
+
+
+def lines_to_ask(claim: Claim, content: bytes) -> Iterator[RowLine]:
+    """The lines of a chunk that the engine is to have: what no committed part has, and nobody condemned."""
+    skipped = {*claim.done, *(row.row for row in claim.condemned)}
+    only = None if claim.only is None else set(claim.only)
+    for line in unpack(io.BytesIO(content), RowLine):
+        if line.row not in skipped and (only is None or line.row in only):
+            yield line
 
 
 @dataclass
@@ -42,6 +53,8 @@ class ChunkWork:
     """How often a living engine failed to judge a row, by row number."""
     rows_lost: int = 0
     """Rows that were with the engine and were taken back."""
+    suspects: set[int] = field(default_factory=set)
+    """Rows that were with the engine when it died."""
     lost: bool = False
     stopping: bool = False
     engine_died: bool = False
@@ -55,9 +68,10 @@ class ChunkWork:
         """The work that is left of a chunk: what no committed part has."""
         if hashlib.sha256(content).hexdigest() != claim.sha256:
             raise ValueError(f"Chunk {claim.chunk_id} did not arrive as it was stored: its SHA-256 differs.")
-        done = set(claim.done)
-        lines = (line for line in unpack(io.BytesIO(content), RowLine) if line.row not in done)
-        return cls(claim, AnswerCheck.of(claim), deque(lines), asyncio.get_running_loop())
+        work = cls(claim, AnswerCheck.of(claim), deque(lines_to_ask(claim, content)), asyncio.get_running_loop())
+        for row in claim.condemned:
+            work.finish(engine_error(row.row, row.message, whole=claim.whole, code=row.code))
+        return work
 
     @property
     def all_answered(self) -> bool:
@@ -87,6 +101,7 @@ class ChunkWork:
 
     def end_by_engine_death(self) -> None:
         self.engine_died = True
+        self.suspects.update(row for row, task in self.in_flight.items() if not task.done())
         self.abort_in_flight()
         self.changed.set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import random
 from collections.abc import Container, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 from airflow_batch_llm.models import ENDPOINTS
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker.service_link import ServiceLink
+from airflow_batch_llm.worker.work import lines_to_ask
 from airflow_batch_llm.worker_wire import (
     Claim,
     PartRecord,
@@ -22,7 +22,6 @@ from airflow_batch_llm.worker_wire import (
     RowLine,
     ServedModel,
     pack,
-    unpack,
 )
 from tests.conftest import RunningService
 
@@ -57,20 +56,22 @@ class AnsweringWorker:
         claim = self.link.claim(self.worker_id)
         if claim is None:
             return None
-        lines = [line for line in unpack(io.BytesIO(self.link.rows(claim)), RowLine) if line.row not in claim.done]
+        lines = list(lines_to_ask(claim, self.link.rows(claim)))
         random.Random(claim.chunk_id).shuffle(lines)
         return claim, lines
 
     def store(self, claim: Claim, number: int, lines: list[RowLine]) -> PartRecord:
         self.asked += [line.row for line in lines]
         results = [self._whole(line) if claim.whole else self._answer(line) for line in lines]
+        if number == 0:
+            results += [ResultLine(row.row, "error", code=row.code, error=row.message) for row in claim.condemned]
         content = pack(results)
         self.link.put_part(claim, number, content)
         return PartRecord(
             number=number,
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            rows=len(lines),
+            rows=len(results),
             rows_failed=sum(result.status != "success" for result in results),
             prompt_tokens=len(lines),
             cached_tokens=0,

@@ -26,6 +26,8 @@ from airflow_batch_llm.models import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, 
 
 MARK = "FAKE: "
 TOKEN_PROBABILITY = 0.5
+DYING_SECONDS = 0.02
+AWAY_SECONDS = 0.4
 
 Trouble = Literal["500", "drop", "abort", "unknown reason", "no reason"]
 
@@ -60,6 +62,11 @@ class FakeEngine:
     troubles: defaultdict[int, deque[Trouble]] = field(default_factory=lambda: defaultdict(deque))
     """What a row (by number) meets at its next tries, one after another, before it is answered."""
     always: dict[int, Trouble] = field(default_factory=dict)
+    deadly_word: str | None = None
+    """A row that contains it kills the engine: all that are in flight get no answer, and it is away for a while."""
+    deaths: int = 0
+    beside: list[int] = field(default_factory=list)
+    """How many other rows were in flight at each of those deaths."""
     description: dict[str, Any] | None = None
     """What ``/openapi.json`` says; there is none unless given."""
     description_troubles: int = 0
@@ -130,6 +137,8 @@ class FakeEngine:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
+            if self.deadly_word is not None and self.deadly_word in _text(body):
+                await self._die()
             if self.delay:
                 await asyncio.sleep(self.delay)
             if self.held is None or int(row) in self.held:
@@ -153,6 +162,18 @@ class FakeEngine:
         self.answered += trouble is None
         answer = orjson.dumps(_ANSWERS[request.path](self, text, trouble, body))
         return web.Response(body=self.spelled(answer), content_type="application/json")
+
+    async def _die(self) -> None:
+        await asyncio.sleep(DYING_SECONDS)  # time for others to come in
+        if not self.healthy:
+            return
+        self.healthy = False
+        self.deaths += 1
+        self.beside.append(self.in_flight - 1)
+        asyncio.get_running_loop().call_later(AWAY_SECONDS, self._revive)
+
+    def _revive(self) -> None:
+        self.healthy = True
 
     def _too_long(self) -> web.Response:
         self.answered += 1
