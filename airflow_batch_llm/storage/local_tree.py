@@ -47,6 +47,8 @@ class LocalTree:
     def open(self, entry: Entry) -> Iterator[BinaryIO]:
         path = self._path(entry.uri)
         with path.open("rb") as stream:
+            # What was opened, whatever links were put in since the look at the path.
+            self._check_inside(Path(f"/proc/self/fd/{stream.fileno()}"), entry.uri)
             _check_unchanged(stream, entry)
             yield stream
             if not stream.closed:
@@ -70,6 +72,8 @@ class LocalTree:
         target = self._path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         path = target.with_name(f".{target.name}.{owner or uuid.uuid4().hex}")
+        if path.is_symlink():  # somebody who guessed the name would have this written elsewhere
+            path.unlink()
         try:
             yield path
         finally:
@@ -79,16 +83,18 @@ class LocalTree:
         path = Path(uri)
         if not path.is_absolute():
             raise ValueError(f"{uri!r} is not an absolute path.")
-        if self._roots:
-            real = Path(os.path.realpath(path))
-            if not any(real.is_relative_to(root) for root in self._roots):
-                allowed = ", ".join(str(root) for root in self._roots)
-                raise PermissionError(f"{uri} means {real}, which lies outside of {allowed}. It was not touched.")
+        self._check_inside(path, uri)
         return path
+
+    def _check_inside(self, path: Path, uri: str) -> None:
+        real = Path(os.path.realpath(path))
+        if self._roots and not any(real.is_relative_to(root) for root in self._roots):
+            allowed = ", ".join(str(root) for root in self._roots)
+            raise PermissionError(f"{uri} lies outside of {allowed}, or leads out of it by a link. It was not touched.")
 
     def _below(self, folder: Path, *, above: tuple[str, ...]) -> Iterator[Entry]:
         """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
-        real = os.path.realpath(folder)
+        real = os.path.realpath(self._path(str(folder)))
         if real in above:
             raise OSError(errno.ELOOP, "A link leads back to a folder above it", str(folder))
         for name in _names(folder):
