@@ -16,6 +16,10 @@ from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.tree import Entry
 
 
+class OutsideError(PermissionError):
+    """A path lies outside the roots, or a link in it leads out. Nothing was touched."""
+
+
 class LocalTree:
     """Files by absolute path. Links are followed, but where ``roots`` are given never out of them.
 
@@ -90,7 +94,7 @@ class LocalTree:
         real = Path(os.path.realpath(path))
         if self._roots and not any(real.is_relative_to(root) for root in self._roots):
             allowed = ", ".join(str(root) for root in self._roots)
-            raise PermissionError(f"{uri} lies outside of {allowed}, or leads out of it by a link. It was not touched.")
+            raise OutsideError(f"{uri} lies outside of {allowed}, or leads out of it by a link. It was not touched.")
 
     def _below(self, folder: Path, *, above: tuple[str, ...]) -> Iterator[Entry]:
         """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
