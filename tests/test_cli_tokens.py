@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import Scope
+from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.tokens import TokenRecord
 from tests.conftest import RunningService
@@ -54,6 +56,18 @@ def test_the_first_token_has_all_scopes_and_serves_all_teams(service: RunningSer
     record = record_of(service, "first")
     assert (record.team, record.scopes, record.all_teams) == ("default", tuple(Scope), True)
     assert record.last_four == service.token[-4:]
+
+
+def test_a_first_token_that_could_be_guessed_is_refused(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "nineteen characters")
+    with pytest.raises(InvalidRequestError, match=r"has 19 characters.* at least 20"):
+        ServiceState.open(settings)
+    monkeypatch.setenv(TOKEN_VARIABLE, "a word of twenty-two c")
+    state = ServiceState.open(settings)
+    assert state.tokens.access_of("a word of twenty-two c") is not None
+    state.database.close()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
+from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.places import TeamPlaces
 from airflow_batch_llm.service.source_files import PARAM as SOURCE
 from airflow_batch_llm.service.source_files import SourceFinder
@@ -20,6 +22,9 @@ from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.workers import Workers
+
+LEAST_CHARACTERS: Final = 20
+"""Of a token that the operator chose: nothing slows down who tries one after another."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ class ServiceState:
         if self.tokens.any():
             return
         token = os.environ.get(TOKEN_VARIABLE) or new_token()
+        if len(token) < LEAST_CHARACTERS:
+            raise InvalidRequestError(
+                f"The token in {TOKEN_VARIABLE} has {len(token)} characters, and whoever guesses it may do everything: "
+                f"it needs at least {LEAST_CHARACTERS}, drawn at random. No token was made. Leave the variable out to "
+                "have the service draw one.",
+                code="token_too_short",
+            )
         path = self.settings.token_path
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
