@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -49,6 +51,15 @@ def test_every_call_that_the_service_describes_is_in_the_table(standing_service:
     described = httpx.get(f"{standing_service.url}/openapi.json").json()["paths"]
     calls = {(method.upper(), path) for path, methods in described.items() for method in methods}
     assert {(call.method, call.path) for call in CALLS} == {call for call in calls if call[1] not in OPEN}
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    folder = Path(__file__).parent.parent
+    written = "".join(path.name + path.read_text() for path in folder.rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", (folder.parent / "SECURITY.md").read_text()))
+    assert len(named) > 15
+    assert [name for name in named if f"def {name}(" not in written and not name.endswith(".py")] == []
+    assert [name for name in named if name.endswith(".py") and name not in written] == []
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
