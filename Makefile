@@ -30,7 +30,7 @@ INSTALLED := .venv/.installed-airflow-$(AIRFLOW_VERSION)
 VLLM_INSTALLED := .venv-vllm/.installed-vllm-$(VLLM_VERSION)
 TINY_MODEL := .venv-vllm/tiny-model/config.json
 
-.PHONY: help demo test test-all test-fast lint clean .venv .venv-vllm
+.PHONY: help audit demo test test-all test-fast lint clean .venv .venv-vllm
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make test-all   the same, and then the example Dags and the embeddings on whole tables"
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
 	@echo "make lint       ruff, mypy and the import contracts"
+	@echo "make audit      secrets in the repository, and known holes in what is installed (asks PyPI)"
 	@echo "make clean      remove the environments and what the demo and the tools left"
 
 demo: $(INSTALLED) $(VLLM_INSTALLED)
@@ -60,8 +61,20 @@ lint: $(INSTALLED)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# Secrets first: that needs no network once the tools are there. The second asks PyPI about each installed package;
+# --strict, since a package that it knows nothing of is not one without holes.
+audit: $(INSTALLED) .venv-audit/.installed
+	git ls-files -z | xargs -0 .venv-audit/bin/detect-secrets-hook --baseline .secrets.baseline
+	$(UV) pip freeze --python .venv/bin/python --exclude-editable > .venv-audit/installed.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/installed.txt
+
+.venv-audit/.installed: | .venv/bin/uv
+	$(UV) venv --python .venv/bin/python --clear .venv-audit
+	$(UV) pip install --python .venv-audit/bin/python 'pip-audit>=2.10' 'detect-secrets>=1.5'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-audit .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv: $(INSTALLED)
 

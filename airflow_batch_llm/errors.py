@@ -6,6 +6,7 @@
     ├── RefusedError            before anything was stored: correct the call and submit again
     │   ├── InvalidRequestError
     │   ├── UnauthorizedError
+    │   │   └── InsufficientScopeError
     │   ├── NotFoundError
     │   ├── ConflictError
     │   └── TooManyRequestsError
@@ -52,6 +53,12 @@ class UnauthorizedError(RefusedError):
     status = 401
 
 
+class InsufficientScopeError(UnauthorizedError):
+    """The token is one of the service's, but does not allow this call (HTTP 403)."""
+
+    status = 403
+
+
 class NotFoundError(RefusedError):
     """There is no such thing, or it is not the caller's (HTTP 404)."""
 
@@ -65,9 +72,13 @@ class ConflictError(RefusedError):
 
 
 class TooManyRequestsError(RefusedError):
-    """The caller asked more often than the service allows (HTTP 429)."""
+    """The caller asked more often than the service allows (HTTP 429). ``retry_after`` is in whole seconds."""
 
     status = 429
+
+    def __init__(self, message: str, *, code: str, retry_after: int) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
 
 
 class BatchEndedError(BatchLLMError):

@@ -55,6 +55,16 @@ class FilePurpose(StrEnum):
     """A table, or a piece of one, for a dataset's source."""
 
 
+class Scope(StrEnum):
+    """What a token lets its holder do with what is its team's."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    WORKER = "worker"
+    ADMIN = "admin"
+    """All of the others."""
+
+
 class RowStatus(StrEnum):
     """What became of one row. All but ``success`` count as failed or undone."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -31,7 +32,13 @@ class Limits:
     file_bytes: int | None = None  # 200 MB
     file_rows: int | None = None  # 50,000
     embedding_inputs: int | None = None  # 50,000, over all rows of a file
-    creates_per_hour: int | None = None  # 2,000
+    creates_per_hour: int | None = None  # 2,000, retries among them
+    body_bytes: int = 16 << 20
+    """Of a JSON body, which is held in memory."""
+    part_bytes: int = 256 << 20
+    """Of a worker's part, which is held in memory: many times what a worker sends."""
+    spare_bytes: int = 1 << 30
+    """What uploads leave free on the disk that holds the storage, for the store, the parts and the targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class ServiceSettings:
     """The local folders below which tables may be read and written."""
     data_prefixes: tuple[str, ...] = ()
     """The same on S3: ``s3://bucket`` or ``s3://bucket/folder``."""
+    team_roots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Folders and prefixes of single teams, which use these alone and none of the above."""
     storage_url: str | None = None
     """Where the service keeps its own bytes if not below ``home``: ``s3://bucket/folder``."""
     host: str = "127.0.0.1"
@@ -77,6 +86,7 @@ class ServiceSettings:
         values["home"] = Path(values["home"])
         values["data_roots"] = tuple(Path(root) for root in values["data_roots"])
         values["data_prefixes"] = tuple(values["data_prefixes"])
+        values["team_roots"] = {team: tuple(roots) for team, roots in values["team_roots"].items()}
         values["limits"] = Limits(**values["limits"])
         values["webhooks"] = tuple(WebhookSettings(**webhook) for webhook in values["webhooks"])
         return cls(**values)

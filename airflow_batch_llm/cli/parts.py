@@ -32,6 +32,14 @@ DataRoot = Annotated[
         "[default: .]",
     ),
 ]
+TeamRoot = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--team-root",
+        help="TEAM=FOLDER or TEAM=s3://bucket/folder: that team's tables may be there only, and no longer below "
+        "--data-root. Repeatable.",
+    ),
+]
 ModelOption = Annotated[str, typer.Option(help="A model's local path, or its name as `vllm serve` takes it.")]
 ServedName = Annotated[str | None, typer.Option(help="What batches call the model. [default: the same as --model]")]
 VllmCommand = Annotated[
@@ -46,12 +54,18 @@ Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this
 def serve(
     home: Home = DEFAULT_HOME,
     data_root: DataRoot = None,
+    team_root: TeamRoot = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = DEFAULT_PORT,
     max_file_bytes: Most = None,
     max_file_rows: Most = None,
     max_embedding_inputs: Most = None,
     max_creates_per_hour: Most = None,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Refuse a longer JSON body.")] = Limits.body_bytes,
+    max_part_bytes: Annotated[int, typer.Option(min=1, help="Refuse a longer part of a worker.")] = Limits.part_bytes,
+    spare_bytes: Annotated[
+        int, typer.Option(min=0, help="Refuse uploads that leave less free on the disk.")
+    ] = Limits.spare_bytes,
     extensions: Annotated[
         bool, typer.Option(help="Whether clients may use more than OpenAI's API has: tables, keys, results, retry.")
     ] = True,
@@ -78,6 +92,7 @@ def serve(
     settings = ServiceSettings(
         home=real(home),
         **_roots(data_root),
+        team_roots=_team_roots(team_root),
         storage_url=storage,
         reuse_seconds=reuse_days * 86_400,
         gpu_hour_price=gpu_hour_price,
@@ -88,6 +103,9 @@ def serve(
             file_rows=max_file_rows,
             embedding_inputs=max_embedding_inputs,
             creates_per_hour=max_creates_per_hour,
+            body_bytes=max_body_bytes,
+            part_bytes=max_part_bytes,
+            spare_bytes=spare_bytes,
         ),
         extensions=extensions,
         webhooks=_webhooks(webhook_url),
@@ -176,6 +194,18 @@ def _roots(given: list[str] | None) -> dict[str, Any]:
         if not root.is_dir():
             raise typer.BadParameter(f"The data root {root} is not a folder.")
     return {"data_roots": roots, "data_prefixes": prefixes}
+
+
+def _team_roots(given: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """The roots of single teams, each checked like a data root."""
+    found: dict[str, tuple[str, ...]] = {}
+    for item in given or ():
+        team, is_, root = item.partition("=")
+        if not (team and is_ and root):
+            raise typer.BadParameter(f"--team-root {item} is not of the form TEAM=FOLDER or TEAM=s3://bucket/folder.")
+        roots = _roots([root])
+        found[team] = (*found.get(team, ()), *map(str, roots["data_roots"]), *roots["data_prefixes"])
+    return found
 
 
 def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:

@@ -1,16 +1,23 @@
-"""Who calls: what every route needs before anything else."""
+"""Who calls, and whether the token allows it: what every route needs before anything else."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 
-from airflow_batch_llm.errors import UnauthorizedError
+from airflow_batch_llm.errors import InsufficientScopeError, UnauthorizedError
+from airflow_batch_llm.models import Scope
 from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.store.pools import Pool
+from airflow_batch_llm.store.tokens import Access, Tokens
 
-_bearer: Final = HTTPBearer(auto_error=False)
+_Described = Annotated[object, Depends(HTTPBearer(auto_error=False))]
+"""Only so that the API's description says it: the token was looked at before the request came to its route."""
+
+ACCESS: Final = "access"
+"""Where a request carries what its token opens."""
 
 
 def service_state(request: Request) -> ServiceState:
@@ -21,17 +28,49 @@ def service_state(request: Request) -> ServiceState:
 State = Annotated[ServiceState, Depends(service_state)]
 
 
-def authenticated_team(state: State, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """The team whose token the request carries."""
-    team = state.tokens.team_of(given.credentials) if given else None
-    if team is None:
+def access_of(tokens: Tokens, authorization: str | None) -> Access:
+    """What a request with that header may do. Raises :class:`UnauthorizedError` without a token of the service's."""
+    kind, _, token = (authorization or "").partition(" ")
+    given = kind.lower() == "bearer" and token.strip()
+    access = tokens.access_of(token.strip()) if given else None
+    if access is None:
         what = "The token is not one of this service's." if given else "The request carries no token."
         raise UnauthorizedError(
             f"{what} Send it as `Authorization: Bearer …`; the first one stands in the file `token` of the service's "
             "home.",
             code="invalid_api_key",
         )
-    return team
+    return access
 
 
-Team = Annotated[str, Depends(authenticated_team)]
+def allowed(request: Request, scope: Scope) -> Access:
+    """What the request's token opens. Raises :class:`InsufficientScopeError` where it does not have ``scope``."""
+    access: Access = getattr(request.state, ACCESS)
+    if not access.allows(scope):
+        has = ", ".join(sorted(access.scopes)) or "none"
+        raise InsufficientScopeError(
+            f"This call needs a token with the scope {scope}; the scopes of this one are: {has}. Nothing was done. "
+            "Whoever runs the service makes tokens with `batch-llm token create`.",
+            code="insufficient_scope",
+        )
+    return access
+
+
+def _reader(request: Request, _: _Described) -> str:
+    return allowed(request, Scope.READ).team
+
+
+def _submitter(request: Request, _: _Described) -> str:
+    return allowed(request, Scope.SUBMIT).team
+
+
+def _worker_pool(request: Request, _: _Described) -> Pool:
+    return allowed(request, Scope.WORKER).pool
+
+
+Reader = Annotated[str, Depends(_reader)]
+"""The team of a token that may read."""
+Submitter = Annotated[str, Depends(_submitter)]
+"""The team of a token that may submit, and change or end what was submitted."""
+WorkerPool = Annotated[Pool, Depends(_worker_pool)]
+"""The pool that a worker with such a token is one of."""

@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI
 from airflow_batch_llm import __version__
 from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
 from airflow_batch_llm.service.changes import Changes
+from airflow_batch_llm.service.gate import Gate
 from airflow_batch_llm.service.notifier import check_webhooks
 from airflow_batch_llm.service.plain_values import only_plain_values
 from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
@@ -47,6 +48,7 @@ def create_app(state: ServiceState) -> FastAPI:
     extensions = [extension_routes, event_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
+    app.add_middleware(Gate, state=state)
     add_problem_handlers(app)
     describe_truthfully(app)
     return app

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from airflow_batch_llm import __version__
 from airflow_batch_llm.models import TOKENIZE
-from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import shown, shown_page
 from airflow_batch_llm.service.submission import checked_batch
@@ -26,7 +26,7 @@ def healthz(state: State) -> Health:
 
 
 @router.get("/v1/models", responses=problems(401, 503))
-def list_models(state: State, team: Team) -> ModelList:
+def list_models(state: State, team: Reader) -> ModelList:
     return ModelList(
         data=[
             Model(
@@ -35,7 +35,7 @@ def list_models(state: State, team: Team) -> ModelList:
                 endpoints=[endpoint for endpoint in served.endpoints if endpoint != TOKENIZE],
                 workers=served.workers,
             )
-            for served in state.workers.served()
+            for served in state.workers.served(team)
         ]
     )
 
@@ -43,18 +43,18 @@ def list_models(state: State, team: Team) -> ModelList:
 @router.post("/v1/batches", response_model=Batch, responses=problems(400, 401, 404, 409, 429, 503))
 def create_batch(
     state: State,
-    team: Team,
+    team: Submitter,
     create: BatchCreate,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=512)] = None,
 ) -> Batch | JSONResponse:
     """Stores a batch after a cheap look at it, or finds the one that lives under its key."""
-    return shown(state, state.batches.submit(team, checked_batch(state, team, create, idempotency_key)))
+    return shown(state, team, state.batches.submit(team, checked_batch(state, team, create, idempotency_key)))
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=problems(400, 401, 404, 503))
 def list_batches(
     state: State,
-    team: Team,
+    team: Reader,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     key: str | None = None,
@@ -62,17 +62,17 @@ def list_batches(
     """One page, newest first, of the batches before ``after`` (an id); with ``key`` only the generations under it."""
     key = key if state.settings.extensions else None
     found = state.batches.page(team, after=after, limit=limit + 1, key=key)
-    return shown_page(state, found[:limit], has_more=len(found) > limit)
+    return shown_page(state, team, found[:limit], has_more=len(found) > limit)
 
 
 @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=problems(401, 404, 503))
-def get_batch(state: State, team: Team, batch_id: str) -> Batch | JSONResponse:
+def get_batch(state: State, team: Reader, batch_id: str) -> Batch | JSONResponse:
     """The batch as it stands."""
-    return shown(state, state.batches.get(team, batch_id))
+    return shown(state, team, state.batches.get(team, batch_id))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
-def cancel_batch(state: State, team: Team, batch_id: str, body: BatchCancel | None = None) -> Batch | JSONResponse:
+def cancel_batch(state: State, team: Submitter, batch_id: str, body: BatchCancel | None = None) -> Batch | JSONResponse:
     """Asks for a batch's end; what was done of it is kept. One that has ended stays as it is."""
     holder = body.holder if body and state.settings.extensions else None
-    return shown(state, state.batches.cancel(team, batch_id, holder=holder))
+    return shown(state, team, state.batches.cancel(team, batch_id, holder=holder))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from airflow_batch_llm.models import BatchStatus, RowStatus
 from airflow_batch_llm.service.parts import PartFile, stored_results
-from airflow_batch_llm.service.places import Places, places_of
+from airflow_batch_llm.service.places import TeamPlaces
 from airflow_batch_llm.service.plan_stage import PlanStage
 from airflow_batch_llm.service.result_index import ResultIndex
 from airflow_batch_llm.service.source_files import SourceFinder
@@ -41,7 +41,7 @@ class DutyContext:
     index_files: IndexFiles
     pace: PaceOfBatches
     storage: Storage
-    places: Places
+    places: TeamPlaces
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> Self:
@@ -57,7 +57,7 @@ class DutyContext:
             index_files=IndexFiles(database),
             pace=PaceOfBatches(database),
             storage=open_storage(settings),
-            places=places_of(settings),
+            places=TeamPlaces(settings),
         )
 
     def stage(self, prefix: str) -> PlanStage:
@@ -66,9 +66,9 @@ class DutyContext:
     def index(self, team: str) -> ResultIndex:
         return ResultIndex(self.storage, self.index_files, team)
 
-    def finder(self) -> SourceFinder:
-        """Finds the files of a source. Uploaded ones count even after they were deleted: the batch was accepted."""
-        return SourceFinder(self.places, self.storage, self.files.stored)
+    def finder(self, team: str) -> SourceFinder:
+        """Finds the files of a team's source. Uploaded ones count even once deleted: the batch was accepted."""
+        return SourceFinder(self.places.of(team), self.storage, self.files.stored)
 
     def parts(self, batch: Mapping[str, Any]) -> list[PartFile]:
         """All that was committed of a batch."""

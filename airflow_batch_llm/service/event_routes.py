@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field, StringConstraints
 
 from airflow_batch_llm.models import BatchStatus
-from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.access import Reader, State
 from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import as_batch
@@ -71,7 +71,7 @@ def service_changes(request: Request) -> Changes:
     return changes
 
 
-def existing_batch(state: State, team: Team, batch_id: str) -> str:
+def existing_batch(state: State, team: Reader, batch_id: str) -> str:
     """The id of a batch of the caller's; refused here, where a stream has not begun to answer yet."""
     return str(state.batches.get(team, batch_id)["id"])
 
@@ -82,7 +82,7 @@ ExistingBatch = Annotated[str, Depends(existing_batch)]
 
 @router.post("/v1/batches/watch", responses=problems(400, 401, 503))
 async def watch_batches(
-    state: State, team: Team, changes: WatchedChanges, request: Request, body: BatchWatch
+    state: State, team: Reader, changes: WatchedChanges, request: Request, body: BatchWatch
 ) -> BatchChangeList:
     """The batches that differ from what the caller saw: at once if there are any, else as soon as there are."""
     watch = Watch(team, body.batches, status_only=body.changes == "status")
@@ -96,7 +96,7 @@ async def watch_batches(
 @router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse, responses=problems(400, 401, 404, 503))
 async def batch_events(
     state: State,
-    team: Team,
+    team: Reader,
     changes: WatchedChanges,
     batch_id: ExistingBatch,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -151,7 +151,7 @@ def _turn(version: str) -> tuple[bool, float]:
 
 
 def _read(state: ServiceState, changes: Changes, team: str, batch_ids: list[str]) -> list[ChangedBatch]:
-    served = state.workers.served()
+    served = state.workers.served(team)
     return [
         ChangedBatch(version=version, batch=as_batch(state, record, served))
         for version, record in changes.batches.records(team, batch_ids)

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.results import result_page
 from airflow_batch_llm.service.showing import shown
-from airflow_batch_llm.service.submission import check_repeatable
+from airflow_batch_llm.service.submission import check_repeatable, check_retry_rate
 from airflow_batch_llm.wire import Batch, BatchDeleted, ResultPage
 
 router: Final = APIRouter()
@@ -21,7 +21,7 @@ router: Final = APIRouter()
 @router.get("/v1/batches/{batch_id}/results", responses=problems(400, 401, 404, 503))
 def get_results(
     state: State,
-    team: Team,
+    team: Reader,
     batch_id: str,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -32,7 +32,7 @@ def get_results(
 
 
 @router.delete("/v1/batches/{batch_id}", responses=problems(401, 404, 409, 503))
-def delete_batch(state: State, team: Team, batch_id: str) -> BatchDeleted:
+def delete_batch(state: State, team: Submitter, batch_id: str) -> BatchDeleted:
     """Forgets a batch that has ended, with its answers and result files: later batches ask for their rows anew.
 
     Its target stays, which is the caller's.
@@ -44,8 +44,10 @@ def delete_batch(state: State, team: Team, batch_id: str) -> BatchDeleted:
     return BatchDeleted(id=batch_id)
 
 
-@router.post("/v1/batches/{batch_id}/retry", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
-def retry_batch(state: State, team: Team, batch_id: str) -> Batch | JSONResponse:
+@router.post("/v1/batches/{batch_id}/retry", response_model=Batch, responses=problems(400, 401, 404, 409, 429, 503))
+def retry_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
     """Opens a new generation that asks only for the rows that failed, expired or were cancelled, and keeps the rest."""
-    check_repeatable(state, team, state.batches.get(team, batch_id))
-    return shown(state, state.batches.retry(team, batch_id))
+    record = state.batches.get(team, batch_id)
+    check_retry_rate(state, team, record)
+    check_repeatable(state, team, record)
+    return shown(state, team, state.batches.retry(team, batch_id))

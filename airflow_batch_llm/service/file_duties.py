@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def plan_file(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> Plan:
     """Stages the plan. Raises :class:`RequestFileInvalidError` if anything is wrong with the file."""
     stored = context.files.stored(batch["input_file_id"])
-    described = context.workers.body_fields(batch["endpoint"])
+    described = context.workers.body_fields(batch["team"], batch["endpoint"])
     with context.storage.open(stored.storage_key) as stream:
         file = RequestFile(
             stream, batch["endpoint"], known_fields(batch["endpoint"], described), context.settings.limits

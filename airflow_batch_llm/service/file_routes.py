@@ -13,11 +13,11 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from airflow_batch_llm.models import FilePurpose
-from airflow_batch_llm.service.access import State, Team
+from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.byte_range import UnsatisfiableRangeError, byte_range
 from airflow_batch_llm.service.problems import problem, problems
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.uploads import Received, receive
+from airflow_batch_llm.service.uploads import Received, Room, receive
 from airflow_batch_llm.store.files import StoredFile
 from airflow_batch_llm.wire import FileDeleted, FileExpiry, FileList, FileObject
 
@@ -55,7 +55,7 @@ _CONTENT: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.post("/v1/files", responses=problems(400, 401, 413), openapi_extra=_FORM)
-async def upload_file(state: State, team: Team, request: Request) -> FileObject:
+async def upload_file(state: State, team: Submitter, request: Request) -> FileObject:
     """Stores a file of requests. What is sent is written while it comes, whatever its size."""
     file_id = f"file-{uuid.uuid4().hex}"
     key = f"files/{file_id}"
@@ -67,6 +67,7 @@ async def upload_file(state: State, team: Team, request: Request) -> FileObject:
         storage=state.storage,
         key=key,
         most_bytes=state.settings.limits.file_bytes,
+        room=_room(state),
     )
     return await run_in_threadpool(_noted, state, team, _record(state, file_id, key, received))
 
@@ -74,7 +75,7 @@ async def upload_file(state: State, team: Team, request: Request) -> FileObject:
 @router.get("/v1/files", responses=problems(400, 401, 404))
 def list_files(
     state: State,
-    team: Team,
+    team: Reader,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = MOST_LISTED,
     order: Literal["asc", "desc"] = "desc",
@@ -92,12 +93,12 @@ def list_files(
 
 
 @router.get("/v1/files/{file_id}", responses=problems(400, 401, 404))
-def get_file(state: State, team: Team, file_id: str) -> FileObject:
+def get_file(state: State, team: Reader, file_id: str) -> FileObject:
     return _file_object(state.files.get(team, file_id))
 
 
 @router.delete("/v1/files/{file_id}", responses=problems(400, 401, 404, 409))
-def delete_file(state: State, team: Team, file_id: str) -> FileDeleted:
+def delete_file(state: State, team: Submitter, file_id: str) -> FileDeleted:
     """Deletes a file, unless a batch is still to read it."""
     stored = state.files.delete(team, file_id)
     state.storage.delete(stored.storage_key)
@@ -111,7 +112,7 @@ def delete_file(state: State, team: Team, file_id: str) -> FileDeleted:
 )
 def get_file_content(
     state: State,
-    team: Team,
+    team: Reader,
     file_id: str,
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header()] = None,
@@ -133,6 +134,12 @@ def get_file_content(
         headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{stored.bytes}"
     blocks = _opened(state, team, stored, range(stored.bytes) if wanted is None else wanted)
     return StreamingResponse(blocks, 200 if wanted is None else 206, headers, media_type=BINARY)
+
+
+def _room(state: ServiceState) -> Room | None:
+    """What uploads may fill of the service's own disk; a bucket has no end."""
+    settings = state.settings
+    return None if settings.storage_url else Room(settings.home, settings.limits.spare_bytes)
 
 
 def _record(state: ServiceState, file_id: str, key: str, received: Received) -> StoredFile:

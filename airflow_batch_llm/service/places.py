@@ -1,8 +1,13 @@
-"""Which places the service may read and write: what lies below its data roots, symbolic links resolved."""
+"""Which places a team may read and write: what lies below its data roots, symbolic links resolved.
+
+A link that leads out is found out at each use, not only at submit: see :class:`LocalTree`, which every access goes
+through.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +57,9 @@ class Places:
         try:
             local = _local_part(uri, param)
             real = (self.roots[0] / local).resolve()
-            real.is_dir()
+            inside = any(real.is_relative_to(root) for root in self.roots)
+            if inside:  # of what lies outside nothing is told, not even whether it is there
+                real.is_dir()
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, no URI at all
             raise InvalidRequestError(
                 f"The {param.rpartition('.')[2]} {uri[:200]!r} is not a usable place: "
@@ -60,8 +67,8 @@ class Places:
                 code="place_not_supported",
                 param=param,
             ) from error
-        if not any(real.is_relative_to(root) for root in self.roots):
-            raise _refused(f"{uri!r} means {real}, which lies outside the data root", param, allowed=self)
+        if not inside:
+            raise _refused(f"{uri!r} lies outside the data root, or leads out of it", param, allowed=self)
         return f"{real}/" if local.endswith("/") and real != Path("/") else str(real)
 
     def _in_bucket(self, uri: str, param: str) -> str:
@@ -86,9 +93,29 @@ class Places:
         return uri
 
 
-def places_of(settings: ServiceSettings) -> Places:
-    """The places that a service was started with."""
-    return Places(settings.data_roots, settings.data_prefixes)
+@dataclass(frozen=True)
+class TeamPlaces:
+    """The places of each team that a service was started with."""
+
+    settings: ServiceSettings
+
+    def of(self, team: str) -> Places:
+        """The team's own places; where it has none, those that all such teams share."""
+        return self._known.get(team, self._shared)
+
+    @cached_property
+    def _shared(self) -> Places:
+        return Places(tuple(root.resolve() for root in self.settings.data_roots), self.settings.data_prefixes)
+
+    @cached_property
+    def _known(self) -> dict[str, Places]:
+        return {team: _places(roots) for team, roots in self.settings.team_roots.items()}
+
+
+def _places(roots: Iterable[str]) -> Places:
+    given = list(roots)
+    local = tuple(Path(root).resolve() for root in given if not root.startswith(S3))
+    return Places(local, tuple(root for root in given if root.startswith(S3)))
 
 
 def _local_part(uri: str, param: str) -> str:
@@ -109,8 +136,8 @@ def _local_part(uri: str, param: str) -> str:
 def _refused(what: str, param: str, *, allowed: Places) -> InvalidRequestError:
     roots = ", ".join([*(str(root) for root in allowed.roots), *allowed.prefixes])
     return InvalidRequestError(
-        f"The {param.rpartition('.')[2]} {what} ({roots}). Nothing was submitted. Move the table there, or start the "
-        "service with another --data-root.",
+        f"The {param.rpartition('.')[2]} {what} ({roots}). Nothing was submitted. Use a place there, or have the "
+        "service started with another --data-root or --team-root.",
         code="place_not_allowed",
         param=param,
     )

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from airflow_batch_llm.errors import LeaseLostError, RefusedError
+from airflow_batch_llm.errors import LeaseLostError, RefusedError, TooManyRequestsError
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Problem, ProblemBody
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _MEANING: Final = {
     400: "The request cannot be done as it was asked. Nothing was done.",
     401: "The token is missing or not one of this service's.",
+    403: "The token lacks the scope that the call needs. Nothing was done.",
     404: "There is no such thing, or it is not the caller's.",
     409: "The request contradicts what is stored. Nothing was done.",
     413: "The request is larger than this service takes. Nothing was stored.",
@@ -56,7 +57,8 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 def describe_truthfully(app: FastAPI) -> None:
-    """Makes ``app.openapi()`` say what is answered: 400 for what does not validate (not 422), 401, and 503."""
+    """Makes ``app.openapi()`` say what is answered: 400 for what does not validate (not 422), 401, 403, 413
+    for a body, and 503."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -81,7 +83,9 @@ def _make_true(description: dict[str, Any]) -> None:
             if responses.pop("422", None):
                 statuses.append(400)
             if "/v1/" in path:
-                statuses.append(401)
+                statuses += [401, 403]
+            if "requestBody" in operation:
+                statuses.append(413)
             for status in statuses:
                 responses.setdefault(str(status), _described(status))
             for status, response in responses.items():
@@ -100,7 +104,8 @@ def _sendable(text: str) -> str:
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)  # noqa: S101 (registered for nothing else)
-    return problem(error.status, error.message, error.code, error.param)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, TooManyRequestsError) else None
+    return problem(error.status, error.message, error.code, error.param, headers)
 
 
 def _lease_lost(request: Request, error: Exception) -> JSONResponse:

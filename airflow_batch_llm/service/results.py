@@ -46,8 +46,9 @@ def result_page(
 
 def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> Iterator[PlacedRow]:
     kind, first, second = _parsed(after)
+    places = state.places.of(record["team"])
     sources: dict[str, tuple[bool, Callable[[], Iterator[PlacedRow]]]] = {
-        "line": (bool(record["manifest"]), lambda: target_results(state.places, record["manifest"], first, second)),
+        "line": (bool(record["manifest"]), lambda: target_results(places, record["manifest"], first, second)),
         "row": (_has_files(record), lambda: file_results(state, record, first)),
         "part": (record["plan_key"] is not None, lambda: committed_results(state, record, first, second)),
     }

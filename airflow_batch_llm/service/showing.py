@@ -14,15 +14,15 @@ from airflow_batch_llm.store.workers import ServedBy
 from airflow_batch_llm.wire import OPENAI_BATCH_FIELDS, Batch, BatchList
 
 
-def shown(state: ServiceState, record: Mapping[str, Any]) -> Batch | JSONResponse:
-    batch = as_batch(state, record, state.workers.served())
+def shown(state: ServiceState, team: str, record: Mapping[str, Any]) -> Batch | JSONResponse:
+    batch = as_batch(state, record, state.workers.served(team))
     return batch if state.settings.extensions else JSONResponse(_plain(batch))
 
 
 def shown_page(
-    state: ServiceState, records: Sequence[Mapping[str, Any]], *, has_more: bool
+    state: ServiceState, team: str, records: Sequence[Mapping[str, Any]], *, has_more: bool
 ) -> BatchList | JSONResponse:
-    served = state.workers.served()
+    served = state.workers.served(team)
     page = BatchList(
         data=[as_batch(state, record, served) for record in records],
         first_id=records[0]["id"] if records else None,

@@ -15,6 +15,7 @@ from airflow_batch_llm.models import FilePurpose
 from airflow_batch_llm.service.formats import ENDINGS, FileFormat
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.storage.base import Storage
+from airflow_batch_llm.storage.local_tree import OutsideError
 from airflow_batch_llm.storage.tree import Entry
 from airflow_batch_llm.store.files import StoredFile
 
@@ -72,7 +73,10 @@ class SourceFinder:
     def find(self, source: str | Sequence[str]) -> list[SourceFile]:
         """The files in the order of the places, those below one place by name. Raises :class:`InvalidRequestError`."""
         places = [source] if isinstance(source, str) else list(source)
-        found = [file for place in places for file in self._files_at(place)]
+        try:
+            found = [file for place in places for file in self._files_at(place)]
+        except OutsideError as error:
+            raise _refused("place_not_allowed", str(error)) from error
         if len(found) > MOST_FILES:
             raise _refused("too_many_files", f"The source has {len(found):,} files, and at most {MOST_FILES:,} go.")
         twice = _twice([file.uri for file in found])

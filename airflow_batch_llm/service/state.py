@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass
+from typing import Final
 
-from airflow_batch_llm.service.places import Places, places_of
+from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service.places import TeamPlaces
 from airflow_batch_llm.service.source_files import PARAM as SOURCE
 from airflow_batch_llm.service.source_files import SourceFinder
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
@@ -19,8 +20,11 @@ from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
-from airflow_batch_llm.store.tokens import Tokens
+from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.workers import Workers
+
+LEAST_CHARACTERS: Final = 20
+"""Of a token that the operator chose: nothing slows down who tries one after another."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class ServiceState:
     settings: ServiceSettings
     database: Database
     storage: Storage
-    places: Places
+    places: TeamPlaces
     tokens: Tokens
     files: Files
     batches: Batches
@@ -50,7 +54,7 @@ class ServiceState:
             settings=settings,
             database=database,
             storage=open_storage(settings),
-            places=places_of(settings),
+            places=TeamPlaces(settings),
             tokens=Tokens(database),
             files=Files(database),
             batches=Batches(database),
@@ -65,15 +69,23 @@ class ServiceState:
 
     def finder(self, team: str) -> SourceFinder:
         """Finds the files of a source for a team."""
-        return SourceFinder(self.places, self.storage, lambda file_id: self.files.get(team, file_id, param=SOURCE))
+        places = self.places.of(team)
+        return SourceFinder(places, self.storage, lambda file_id: self.files.get(team, file_id, param=SOURCE))
 
     def _ensure_token(self) -> None:
         """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read."""
         if self.tokens.any():
             return
-        token = os.environ.get(TOKEN_VARIABLE) or f"bl-{secrets.token_urlsafe(32)}"
+        token = os.environ.get(TOKEN_VARIABLE) or new_token()
+        if len(token) < LEAST_CHARACTERS:
+            raise InvalidRequestError(
+                f"The token in {TOKEN_VARIABLE} has {len(token)} characters, and whoever guesses it may do everything: "
+                f"it needs at least {LEAST_CHARACTERS}, drawn at random. No token was made. Leave the variable out to "
+                "have the service draw one.",
+                code="token_too_short",
+            )
         path = self.settings.token_path
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(token + "\n")
-        self.tokens.add(token, name="first")
+        self.tokens.add(token, name="first", scopes=ALL_SCOPES, all_teams=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,13 @@ def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) 
             code="source_changed",
             param="dataset.source",
         )
+
+
+def check_retry_rate(state: ServiceState, team: str, record: Mapping[str, Any]) -> None:
+    """A retry that opens a generation counts like a submit; one that finds it open already does not."""
+    [last] = state.batches.page(team, after=None, limit=1, key=record["key"])
+    if last["id"] == record["id"]:
+        _check_rate(state, team)
 
 
 def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
@@ -147,10 +155,12 @@ def _check_rate(state: ServiceState, team: str) -> None:
         return
     count = state.batches.created_within(team, 3_600)
     if count >= limit:
+        again = max(1, math.ceil(state.batches.room_in(team, limit, 3_600)))
         raise TooManyRequestsError(
             f"Team {team!r} has submitted {count:,} batches within an hour, and the limit is {limit:,}. "
-            "Nothing was submitted. Try again later.",
+            f"Nothing was submitted. Try again in {again} seconds.",
             code="rate_limit_exceeded",
+            retry_after=again,
         )
 
 

@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> Plan:
     """Stages the plan. Raises :class:`InvalidRequestError` where the source cannot be planned, or has changed."""
     spec = DatasetSpec.model_validate(batch["dataset"])
-    finder = context.finder()
+    finder = context.finder(batch["team"])
     dataset = check_dataset(spec, batch["endpoint"], finder, owners=_owners(batch), writes=not batch["dry_run"])
-    identity = context.workers.identity_of(batch["model"])
+    identity = context.workers.identity_of(batch["team"], batch["model"])
     planner = Planner(
         context.stage(prefix),
         dataset,
@@ -53,7 +53,8 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
         index=context.index(batch["team"]),
         dry=batch["dry_run"],
         tokenizes=any(
-            batch["model"] == served.model and TOKENIZE in served.endpoints for served in context.workers.served()
+            batch["model"] == served.model and TOKENIZE in served.endpoints
+            for served in context.workers.served(batch["team"])
         ),
         done_before=() if batch["dry_run"] else context.done_before(batch),
     )
@@ -134,7 +135,7 @@ def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, ide
 
 def _written(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler) -> Manifest:
     """The target, its files published before its manifest."""
-    places = context.places
+    places = context.places.of(batch["team"])
     target = target_of(spec, places)
     publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch))
     staged = assembler.files
@@ -171,7 +172,7 @@ def _check_unchanged(
     spec: DatasetSpec, dataset: CheckedDataset, context: DutyContext, batch: Mapping[str, Any]
 ) -> None:
     """What was read must be what was submitted: a source that changed meanwhile is a plan of nobody's table."""
-    files = context.finder().find(spec.source)
+    files = context.finder(batch["team"]).find(spec.source)
     found = content_sha256(spec, batch["model"], batch["endpoint"], files, dry_run=batch["dry_run"])
     if found != batch["content_sha256"]:
         raise InvalidRequestError(
@@ -197,7 +198,7 @@ def _manifest(
         generation=batch["generation"],
         status=ends_as(batch),
         model=batch["model"],
-        engine_identity=context.workers.identity_of(batch["model"]),
+        engine_identity=context.workers.identity_of(batch["team"], batch["model"]),
         source=spec.source,
         format=target.format.kind,
         folder=target.uri if target.folder else None,

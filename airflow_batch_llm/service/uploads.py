@@ -6,9 +6,11 @@ Streams: holds a block of the file in memory, and the other fields of the form, 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from anyio import CancelScope
@@ -31,6 +33,31 @@ class TooLargeError(InvalidRequestError):
     status = 413
 
 
+class NoRoomError(InvalidRequestError):
+    """The disk would be too full to go on working (HTTP 503)."""
+
+    status = 503
+
+
+@dataclass(frozen=True)
+class Room:
+    """The disk below a folder, of which ``spare`` bytes are to stay free: the service needs them to end what it has."""
+
+    folder: Path
+    spare: int
+
+    def check(self, size: int) -> None:
+        """Raises :class:`NoRoomError` where ``size`` more bytes would take what is to stay free."""
+        free = shutil.disk_usage(self.folder).free
+        if free - size < self.spare:
+            raise NoRoomError(
+                f"The file would leave {max(0, free - size):,} bytes free on the service's disk, which keeps "
+                f"{self.spare:,} for the batches it has. Nothing was stored. Try again once files were deleted.",
+                code="storage_full",
+                param="file",
+            )
+
+
 @dataclass
 class Received:
     """What came: the form's fields, and the file that is in storage now."""
@@ -48,6 +75,7 @@ async def receive(
     storage: Storage,
     key: str,
     most_bytes: int | None,
+    room: Room | None = None,
 ) -> Received:
     """Stores the form's file under ``key``, where it appears once the form was read and found in order.
 
@@ -58,7 +86,8 @@ async def receive(
         raise _too_large(f"The request has {content_length:,} bytes", most_bytes)
     form = _Form(_boundary(content_type), UploadFields())
     async with _creating(storage, key) as stream:
-        sink = _Sink(stream)
+        sink = _Sink(stream, room)
+        await run_in_threadpool(sink.expect, content_length or 0)
         async for block in blocks:
             form.take(block)
             if most_bytes is not None and form.file_bytes > most_bytes:
@@ -73,9 +102,15 @@ async def receive(
 @dataclass
 class _Sink:
     stream: BinaryIO
+    room: Room | None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
+    def expect(self, size: int) -> None:
+        if self.room is not None:
+            self.room.check(size)
+
     def write(self, blocks: list[bytes]) -> None:
+        self.expect(sum(map(len, blocks)))
         for block in blocks:
             self.digest.update(block)
             self.stream.write(block)

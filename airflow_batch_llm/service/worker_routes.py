@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import TOKENIZE
-from airflow_batch_llm.service.access import State, Team, authenticated_team
+from airflow_batch_llm.service.access import State, WorkerPool
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.spec import request_parameters
 from airflow_batch_llm.service.state import ServiceState
@@ -30,25 +30,39 @@ from airflow_batch_llm.worker_wire import (
     ReleaseRequest,
 )
 
-router: Final = APIRouter(prefix="/worker/v1", dependencies=[Depends(authenticated_team)])
+router: Final = APIRouter(prefix="/worker/v1")
+
+
+def attempt_of_pool(state: State, pool: WorkerPool, chunk_id: int, attempt: int) -> ChunkLease:
+    """The attempt at a chunk, if a worker of the caller's pool began it."""
+    state.workers.check_attempt(pool, chunk_id, attempt)
+    return ChunkLease(chunk_id, attempt)
+
+
+Attempt = Annotated[ChunkLease, Depends(attempt_of_pool)]
+
+
+@router.get("/access", status_code=204)
+def get_access(pool: WorkerPool) -> None:
+    """Answers a worker whose token is one for workers, and does nothing else."""
 
 
 @router.post("/register", responses=problems(400, 409))
-def register(state: State, team: Team, registration: Registration) -> Registered:
-    worker_id = state.workers.register(team, registration)
+def register(state: State, pool: WorkerPool, registration: Registration) -> Registered:
+    worker_id = state.workers.register(pool, registration)
     return Registered(worker_id=worker_id, lease_seconds=state.settings.lease_seconds)
 
 
 @router.post("/workers/{worker_id}/leave", status_code=204, responses=problems(404))
-def leave(state: State, worker_id: str) -> None:
+def leave(state: State, pool: WorkerPool, worker_id: str) -> None:
     """A worker that ends says so, and no longer counts as serving its models."""
-    state.workers.saw(worker_id, gone=True)
+    state.workers.saw(pool, worker_id, gone=True)
 
 
 @router.post("/claim", responses={204: {"description": "Nothing to do"}, **problems(400, 404)}, response_model=Claim)
-def claim(state: State, request: ClaimRequest) -> Claim | Response:
+def claim(state: State, pool: WorkerPool, request: ClaimRequest) -> Claim | Response:
     """The next chunk for this worker, or 204 where there is none."""
-    state.workers.saw(request.worker_id)
+    state.workers.saw(pool, request.worker_id)
     chunk = state.chunks.claim(request.worker_id, lease_seconds=state.settings.lease_seconds)
     if chunk is None:
         return Response(status_code=204)
@@ -87,39 +101,39 @@ class PackedLines(StreamingResponse):
 
 
 @router.get("/chunks/{chunk_id}/attempts/{attempt}/rows", response_class=PackedLines, responses=problems(400, 409))
-def get_rows(state: State, chunk_id: int, attempt: int) -> PackedLines:
+def get_rows(state: State, lease: Attempt) -> PackedLines:
     """The chunk's lines, zstandard-compressed, while the lease holds."""
-    chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
+    chunk = state.chunks.get(lease)
     return PackedLines(_content(state, chunk["storage_key"]))
 
 
 @router.put("/chunks/{chunk_id}/attempts/{attempt}/parts/{part}", status_code=204, responses=problems(400, 409))
 def put_part(
-    state: State, chunk_id: int, attempt: int, part: int, content: Annotated[bytes, Body(media_type="application/zstd")]
+    state: State, lease: Attempt, part: int, content: Annotated[bytes, Body(media_type="application/zstd")]
 ) -> None:
     """Stores a part's bytes. They count once an extend, commit or release names them."""
-    chunk = state.chunks.get(ChunkLease(chunk_id, attempt))
-    state.storage.put(part_key(chunk, attempt, part, hashlib.sha256(content).hexdigest()), content)
+    chunk = state.chunks.get(lease)
+    state.storage.put(part_key(chunk, lease.attempt, part, hashlib.sha256(content).hexdigest()), content)
 
 
 @router.post("/chunks/{chunk_id}/extend", responses=problems(400, 409))
-def extend(state: State, chunk_id: int, request: ExtendRequest) -> Extended:
-    lease = ChunkLease(chunk_id, request.attempt)
+def extend(state: State, pool: WorkerPool, chunk_id: int, request: ExtendRequest) -> Extended:
+    lease = attempt_of_pool(state, pool, chunk_id, request.attempt)
     seconds = state.settings.lease_seconds
     stop = state.chunks.extend(lease, _stored(state, lease, request.parts), lease_seconds=seconds)
     return Extended(lease_seconds=seconds, stop=stop)
 
 
 @router.post("/chunks/{chunk_id}/commit", status_code=204, responses=problems(400, 409))
-def commit(state: State, chunk_id: int, request: CommitRequest) -> None:
-    lease = ChunkLease(chunk_id, request.attempt)
+def commit(state: State, pool: WorkerPool, chunk_id: int, request: CommitRequest) -> None:
+    lease = attempt_of_pool(state, pool, chunk_id, request.attempt)
     if not state.chunks.committed(lease):  # the answer to an earlier call may have been lost
         state.chunks.commit(lease, _stored(state, lease, request.parts))
 
 
 @router.post("/chunks/{chunk_id}/release", status_code=204, responses=problems(400, 409))
-def release(state: State, chunk_id: int, request: ReleaseRequest) -> None:
-    lease = ChunkLease(chunk_id, request.attempt)
+def release(state: State, pool: WorkerPool, chunk_id: int, request: ReleaseRequest) -> None:
+    lease = attempt_of_pool(state, pool, chunk_id, request.attempt)
     state.chunks.release(
         lease,
         _stored(state, lease, request.parts),

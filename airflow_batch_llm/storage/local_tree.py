@@ -16,6 +16,10 @@ from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.tree import Entry
 
 
+class OutsideError(PermissionError):
+    """A path lies outside the roots, or a link in it leads out. Nothing was touched."""
+
+
 class LocalTree:
     """Files by absolute path. Links are followed, but where ``roots`` are given never out of them.
 
@@ -47,6 +51,8 @@ class LocalTree:
     def open(self, entry: Entry) -> Iterator[BinaryIO]:
         path = self._path(entry.uri)
         with path.open("rb") as stream:
+            # What was opened, whatever links were put in since the look at the path.
+            self._check_inside(Path(f"/proc/self/fd/{stream.fileno()}"), entry.uri)
             _check_unchanged(stream, entry)
             yield stream
             if not stream.closed:
@@ -70,6 +76,8 @@ class LocalTree:
         target = self._path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         path = target.with_name(f".{target.name}.{owner or uuid.uuid4().hex}")
+        if path.is_symlink():  # somebody who guessed the name would have this written elsewhere
+            path.unlink()
         try:
             yield path
         finally:
@@ -79,16 +87,18 @@ class LocalTree:
         path = Path(uri)
         if not path.is_absolute():
             raise ValueError(f"{uri!r} is not an absolute path.")
-        if self._roots:
-            real = Path(os.path.realpath(path))
-            if not any(real.is_relative_to(root) for root in self._roots):
-                allowed = ", ".join(str(root) for root in self._roots)
-                raise PermissionError(f"{uri} means {real}, which lies outside of {allowed}. It was not touched.")
+        self._check_inside(path, uri)
         return path
+
+    def _check_inside(self, path: Path, uri: str) -> None:
+        real = Path(os.path.realpath(path))
+        if self._roots and not any(real.is_relative_to(root) for root in self._roots):
+            allowed = ", ".join(str(root) for root in self._roots)
+            raise OutsideError(f"{uri} lies outside of {allowed}, or leads out of it by a link. It was not touched.")
 
     def _below(self, folder: Path, *, above: tuple[str, ...]) -> Iterator[Entry]:
         """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
-        real = os.path.realpath(folder)
+        real = os.path.realpath(self._path(str(folder)))
         if real in above:
             raise OSError(errno.ELOOP, "A link leads back to a folder above it", str(folder))
         for name in _names(folder):

@@ -205,6 +205,13 @@ class Batches:
         with self._database.reading() as connection:
             return connection.scalar(query) or 0
 
+    def room_in(self, team: str, limit: int, seconds: float) -> float:
+        """Seconds until fewer than ``limit`` batches of the team are younger than ``seconds``."""
+        query = select(batches.c.created_at - self._database.now() + seconds).where(batches.c.team == team)
+        query = query.order_by(batches.c.created_at.desc()).offset(limit - 1).limit(1)
+        with self._database.reading() as connection:
+            return connection.scalar(query) or 0.0
+
     def _last_generation(self, connection: Connection, team: str, key: str) -> Any:
         return connection.execute(
             select(batches)

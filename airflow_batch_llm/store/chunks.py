@@ -12,6 +12,7 @@ from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.life import settle
+from airflow_batch_llm.store.pools import may_be_done_by
 from airflow_batch_llm.store.splitting import Pieces, add_pieces
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
@@ -45,7 +46,7 @@ class Chunks:
         self._database = database
 
     def claim(self, worker_id: str, *, lease_seconds: float) -> Mapping[str, Any] | None:
-        """Leases the next chunk that this worker's engine can do, or nothing.
+        """Leases the next chunk that this worker's engine can do, and whose team it serves, or nothing.
 
         Chunks whose lease ran out come first, then the highest priority, then the oldest. The attempt is counted here.
         """
@@ -57,6 +58,7 @@ class Chunks:
             .where(
                 batches.c.status == BatchStatus.IN_PROGRESS,
                 tuple_(chunks.c.model, chunks.c.endpoint).in_(serves),
+                may_be_done_by(worker_id),
                 or_(
                     chunks.c.state == ChunkState.PENDING,
                     and_(chunks.c.state == ChunkState.LEASED, chunks.c.lease_until < now),

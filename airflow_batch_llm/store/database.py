@@ -45,7 +45,7 @@ class Database:
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
         self.url = url
         self._clock = clock
-        self._engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True)
+        self._engine = _sqlite(url) if url.startswith("sqlite") else _postgres(url)
 
     def migrate(self) -> None:
         """Brings the tables to this version's shape."""
@@ -83,8 +83,14 @@ def _translated() -> Iterator[None]:
         raise StoreTroubleError(f"The store cannot be used: {error.orig}.") from error
 
 
+def _postgres(url: str) -> Engine:
+    # What a statement was given (prompts, among them) never stands in an error or a log.
+    return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+
+
 def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    connect = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+    engine = create_engine(url, connect_args=connect, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

@@ -38,10 +38,15 @@ tokens: Final = Table(
     "tokens",
     metadata,
     Column("sha256", String(64), primary_key=True),
+    Column("id", String(64), nullable=False, server_default=""),
     Column("team", String(128), nullable=False),
     Column("name", String(128), nullable=False),
+    Column("scopes", String(64), nullable=False, server_default=""),
+    Column("all_teams", Boolean, nullable=False, server_default=false()),
+    Column("last_four", String(4), nullable=False, server_default=""),
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double),
+    Index(None, "id", unique=True),
 )
 
 files: Final = Table(
@@ -195,6 +200,7 @@ workers: Final = Table(
     Column("registered_at", Double, nullable=False),
     Column("last_seen_at", Double, nullable=False),
     Column("gone", Boolean, nullable=False),
+    Column("all_teams", Boolean, nullable=False, server_default=false()),
     Index(None, "name"),
 )
 

@@ -28,8 +28,8 @@ class ServiceLink:
         self._http.close()
 
     def check(self) -> None:
-        """Raises :class:`UnauthorizedError` where the token is not the service's."""
-        self._call("GET", "/v1/models")
+        """Raises :class:`UnauthorizedError` where the token is not the service's, or not one for workers."""
+        self._call("GET", "/worker/v1/access")
 
     def register(self, registration: Registration) -> Registered:
         response = self._call("POST", "/worker/v1/register", json=registration.model_dump())

@@ -3,58 +3,78 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 
 import httpx
 import pytest
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError, UnauthorizedError
+from airflow_batch_llm.models import Scope
+from airflow_batch_llm.service.app import create_app
 from tests.conftest import RunningService
+from tests.service.access_table import CALLS, OPEN, Call, ask, expected
 from tests.service.test_service_bad_input import submit, write
+from tests.service.two_teams import MARK, NOTHING, token_of
 
-PATHS = [
-    ("GET", "/v1/models"),
-    ("GET", "/v1/batches"),
-    ("POST", "/v1/batches"),
-    ("GET", "/v1/batches/x"),
-    ("DELETE", "/v1/batches/x"),
-    ("POST", "/v1/batches/x/cancel"),
-    ("GET", "/v1/batches/x/results"),
-    ("POST", "/v1/batches/x/retry"),
-    ("GET", "/v1/batches/x/events"),
-    ("POST", "/v1/batches/watch"),
-    ("POST", "/v1/files"),
-    ("GET", "/v1/files"),
-    ("GET", "/v1/files/x"),
-    ("GET", "/v1/files/x/content"),
-    ("DELETE", "/v1/files/x"),
-    ("POST", "/worker/v1/register"),
-    ("POST", "/worker/v1/workers/x/leave"),
-    ("POST", "/worker/v1/claim"),
-    ("GET", "/worker/v1/chunks/1/attempts/1/rows"),
-    ("PUT", "/worker/v1/chunks/1/attempts/1/parts/0"),
-    ("POST", "/worker/v1/chunks/1/extend"),
-    ("POST", "/worker/v1/chunks/1/commit"),
-    ("POST", "/worker/v1/chunks/1/release"),
-]
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_call_answers_its_owner_alone_and_tells_nobody_else_anything(service: RunningService, call: Call) -> None:
+    asked = ask(service, call)
+    assert asked.answers() == expected(call)
+    other = asked.heard["another team"].text
+    assert asked.things.unnamed(other) == NOTHING.unnamed(asked.about_nothing.text) or _names_new_things(call)
+    assert MARK not in other
+    asked_for = str(asked.heard["another team"].request.url) + str(call.sends(asked.things))
+    assert [found for found in asked.things.ids[:-1] if found in other and found not in asked_for] == []
+
+
+def _names_new_things(call: Call) -> bool:
+    """Whether each answer has an id of its own in it."""
+    return (call.method, call.path) in {("POST", "/v1/files"), ("POST", "/worker/v1/register")}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_missing_scope_is_named_with_those_that_the_token_has(standing_service: RunningService, call: Call) -> None:
+    has = [scope for scope in (Scope.READ, Scope.SUBMIT, Scope.WORKER) if scope != call.scope]
+    with httpx.Client(base_url=standing_service.url) as http:
+        response = call.make(http, NOTHING, token_of(standing_service, "pale", *has))
+        allowed = call.make(http, NOTHING, token_of(standing_service, "pale", Scope.ADMIN))
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_scope")
+    says = f"needs a token with the scope {call.scope}; the scopes of this one are: {', '.join(sorted(has))}."
+    assert says in response.json()["error"]["message"]
+    assert allowed.status_code not in (401, 403)
+
+
+def test_every_call_that_the_service_describes_is_in_the_table(standing_service: RunningService) -> None:
+    described = httpx.get(f"{standing_service.url}/openapi.json").json()["paths"]
+    calls = {(method.upper(), path) for path, methods in described.items() for method in methods}
+    assert {(call.method, call.path) for call in CALLS} == {call for call in calls if call[1] not in OPEN}
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    folder = Path(__file__).parent.parent
+    written = "".join(path.name + path.read_text() for path in folder.rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", (folder.parent / "SECURITY.md").read_text()))
+    assert len(named) > 15
+    assert [name for name in named if f"def {name}(" not in written and not name.endswith(".py")] == []
+    assert [name for name in named if name.endswith(".py") and name not in written] == []
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
-def test_nothing_but_health_is_told_without_the_token(
+def test_nothing_but_health_and_the_description_is_told_without_a_token(
     standing_service: RunningService, headers: dict[str, str]
 ) -> None:
+    told = set()
     with httpx.Client(base_url=standing_service.url, headers=headers) as http:
-        for method, path in PATHS:
-            response = http.request(method, path, json={})
-            assert response.status_code == 401, path
-            assert response.json()["error"]["code"] == "invalid_api_key"
+        for route in create_app(standing_service.state).routes:
+            for method in getattr(route, "methods", None) or ():
+                response = http.request(method, getattr(route, "path", ""))
+                told |= {getattr(route, "path", "")} if response.status_code != 401 else set()
+        assert http.get("/v1/nope").status_code == http.get("/").status_code == 401
         assert http.get("/healthz").json()["status"] == "ok"
-
-
-def test_every_call_of_the_service_is_in_the_table_above(standing_service: RunningService) -> None:
-    described = httpx.get(f"{standing_service.url}/openapi.json").json()["paths"]
-    calls = {(method.upper(), path) for path, methods in described.items() for method in methods}
-    assert len(calls - {("GET", "/healthz")}) == len(PATHS)
+    assert told == {"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 
 
 def test_the_token_is_readable_by_its_owner_only_and_stored_hashed(standing_service: RunningService) -> None:
@@ -150,7 +170,8 @@ def test_every_refusal_has_the_body_of_an_openai_error(
 def test_a_wrong_method_is_told_the_right_ones(
     standing_service: RunningService, method: str, path: str, allowed: str
 ) -> None:
-    response = httpx.request(method, standing_service.url + path)
+    headers = {"Authorization": f"Bearer {standing_service.token}"}
+    response = httpx.request(method, standing_service.url + path, headers=headers)
     assert (response.status_code, response.headers["Allow"]) == (405, allowed)
     if method != "HEAD":
         assert f"allowed there: {allowed}. Nothing was done." in response.json()["error"]["message"]

@@ -21,11 +21,13 @@ from airflow_batch_llm.store.chunks import ChunkLease, Chunks, StoredPart
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.life import BatchLife, Plan, PlannedChunk
+from airflow_batch_llm.store.pools import Pool
 from airflow_batch_llm.store.tables import attempts, metadata
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import PartRecord, Registration, ServedModel
 
 TEAM = "default"
+POOL = Pool(TEAM, all_teams=True)
 LEASE = 10.0
 CHAT = "/v1/chat/completions"
 
@@ -48,7 +50,7 @@ class Store:
 
     def worker(self, name: str = "w", identity: str | None = None) -> str:
         served = ServedModel(model="m", endpoint=CHAT, engine_identity=identity)
-        return self.workers.register(TEAM, Registration(name=name, version="1", models=[served]))
+        return self.workers.register(POOL, Registration(name=name, version="1", models=[served]))
 
     def submit(self, **values: Any) -> str:
         new = NewBatch(**{"content_sha256": "c", "endpoint": CHAT, "model": "m", "dataset": {}, **values})

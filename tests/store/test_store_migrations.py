@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, text
 
+from airflow_batch_llm.models import Scope
 from airflow_batch_llm.store import migrations
 from airflow_batch_llm.store.batches import Batches
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.pools import Pool
+from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import Workers
 
 FIRST_DATA = (
@@ -51,7 +55,27 @@ def test_a_store_of_the_first_version_is_brought_forward_with_all_that_is_in_it(
     batch = Batches(database).get("default", "batch_1")
     assert (batch["rows_total"], batch["prompt_tokens"], batch["input_file_id"]) == (7, 70, "file-1")
     assert (batch["expiring"], batch["reasoning_tokens"], batch["deadline"]) == (False, 0, None)
-    assert Workers(database).body_fields("/v1/chat/completions") is None
+    assert Workers(database).body_fields("default", "/v1/chat/completions") is None
     with database.reading() as connection:
         assert connection.scalar(text("SELECT reasoning_tokens FROM parts")) == 0
+    database.close()
+
+
+def test_a_token_and_a_worker_of_before_there_were_scopes_may_still_do_everything(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    _at_first_version(url)
+    database = Database(url)
+    with database.writing() as connection:
+        for name in ("first", "second"):
+            hashed = hashlib.sha256(name.encode()).hexdigest()
+            values = {"sha256": hashed, "name": name}
+            insert = "INSERT INTO tokens (sha256, team, name, created_at) VALUES (:sha256, 'default', :name, 1.0)"
+            connection.execute(text(insert), values)
+    database.migrate()
+    held = Tokens(database)
+    access = held.access_of("first")
+    assert access is not None
+    assert (access.team, access.scopes, access.all_teams) == ("default", frozenset(Scope), True)
+    assert len({record.id for record in held.all()}) == 2
+    Workers(database).saw(Pool("default", all_teams=True), "worker-1")
     database.close()

@@ -18,13 +18,13 @@ from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.store.tables import tokens
 from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import ALIVE_SECONDS
-from tests.store.test_store_chunks import LEASE, TEAM, Store, part, store
+from tests.store.test_store_chunks import LEASE, POOL, TEAM, Store, part, store
 
 __all__ = ["store"]
 
 
 def _served(store: Store) -> dict[str, int]:
-    return {served.model: served.workers for served in store.workers.served()}
+    return {served.model: served.workers for served in store.workers.served(TEAM)}
 
 
 def test_a_worker_that_only_extends_its_lease_still_serves_its_model(store: Store) -> None:
@@ -44,7 +44,7 @@ def test_a_worker_that_is_silent_or_left_serves_nothing(store: Store) -> None:
     leaving = store.worker("leaving")
     store.worker("staying")
     assert _served(store) == {"m": 2}
-    store.workers.saw(leaving, gone=True)
+    store.workers.saw(POOL, leaving, gone=True)
     assert _served(store) == {"m": 1}
 
 
@@ -53,7 +53,7 @@ def test_a_worker_whose_name_another_took_must_register_again(store: Store) -> N
     store.worker()
     assert _served(store) == {"m": 1}
     with pytest.raises(NotFoundError, match="must register again"):
-        store.workers.saw(first)
+        store.workers.saw(POOL, first)
 
 
 def test_a_refused_registration_takes_nothing_from_anybody(store: Store) -> None:
@@ -64,7 +64,7 @@ def test_a_refused_registration_takes_nothing_from_anybody(store: Store) -> None
     assert lease is not None
     with pytest.raises(ConflictError, match="was not registered"):
         store.worker("b", identity="2")
-    store.workers.saw(holder)
+    store.workers.saw(POOL, holder)
     store.now += 1
     assert store.claim(holder) is None  # the lease still holds
     store.chunks.commit(lease, [part(rows=4)])
@@ -83,20 +83,22 @@ def test_an_engine_may_change_once_the_other_one_is_gone(store: Store) -> None:
     store.worker("a", identity="1")
     store.now += ALIVE_SECONDS + 1
     store.worker("b", identity="2")
-    assert store.workers.identity_of("m") == "2"
-    assert store.workers.identity_of("nobody's") is None
+    assert store.workers.identity_of(TEAM, "m") == "2"
+    assert store.workers.identity_of(TEAM, "nobody's") is None
 
 
 def test_a_token_is_known_by_its_hash_only_and_until_it_is_revoked(store: Store, tmp_path: Path) -> None:
     held = Tokens(store.database)
     assert not held.any()
     held.add("a-secret-token", name="n", team="t")
-    assert (held.any(), held.team_of("a-secret-token"), held.team_of("another")) == (True, "t", None)
+    access = held.access_of("a-secret-token")
+    assert access is not None
+    assert (held.any(), access.team, held.access_of("another")) == (True, "t", None)
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"a-secret-token" not in stored
     with store.database.writing() as connection:
         connection.execute(update(tokens).values(revoked_at=store.now))
-    assert held.team_of("a-secret-token") is None
+    assert held.access_of("a-secret-token") is None
 
 
 def test_a_team_reads_and_deletes_only_its_own_files(store: Store) -> None:

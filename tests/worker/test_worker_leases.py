@@ -16,6 +16,7 @@ from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.chunks import ChunkLease
+from airflow_batch_llm.store.pools import Pool
 from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.runner import Runner
 from airflow_batch_llm.worker.service_link import ServiceLink
@@ -139,7 +140,9 @@ async def test_a_row_that_is_taken_back_before_it_was_sent_frees_its_slot(bench:
 def _claimed_by_another(bench: Bench) -> ChunkLease:
     state = bench.service.state
     served = ServedModel(model="fake", endpoint=CHAT_COMPLETIONS)
-    other = state.workers.register("default", Registration(name="other", version="0", models=[served]))
+    other = state.workers.register(
+        Pool("default", all_teams=True), Registration(name="other", version="0", models=[served])
+    )
     chunk = state.chunks.claim(other, lease_seconds=60.0)
     assert chunk is not None
     return ChunkLease(chunk["id"], chunk["attempt"])
@@ -197,7 +200,7 @@ async def test_a_hanging_engine_costs_no_lease(bench: Bench) -> None:
 async def test_a_worker_that_the_service_does_not_know_any_more_registers_again(bench: Bench) -> None:
     async with bench.worker() as worker:
         known = await soon(lambda: worker.runner._worker_id)
-        bench.service.state.workers.saw(known, gone=True)
+        bench.service.state.workers.saw(Pool("default", all_teams=True), known, gone=True)
         batch_id = bench.submit(5)
         await bench.completed(batch_id)
         assert worker.runner._worker_id != known
