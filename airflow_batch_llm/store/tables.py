@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 metadata: Final = MetaData(
@@ -139,7 +140,7 @@ chunks: Final = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     UniqueConstraint("batch_id", "number"),
-    Index("ix_chunks_claim", "state", "model", "endpoint", "priority", "id"),
+    Index("ix_chunks_claim", "state", "model", "endpoint", text("priority DESC"), "id"),
 )
 
 attempts: Final = Table(
@@ -177,7 +178,9 @@ parts: Final = Table(
     Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
+    Column("place", Integer, nullable=False, server_default="0"),
     Index(None, "batch_id", "committed_at"),
+    Index(None, "batch_id", "place"),
 )
 
 workers: Final = Table(

@@ -9,7 +9,8 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, tried_again
+from airflow_batch_llm.store.locks import lock_batches
 from airflow_batch_llm.store.tables import chunks, worker_models, workers
 from airflow_batch_llm.worker_wire import Registration
 
@@ -32,6 +33,7 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @tried_again
     def register(self, team: str, registration: Registration) -> str:
         """Notes a worker and gives its id.
 
@@ -41,6 +43,12 @@ class Workers:
         worker_id = f"worker-{uuid.uuid4().hex}"
         now = self._database.now()
         with self._database.writing() as connection:
+            # Two workers that register at once must see each other's engine identity.
+            self._database.lock_name(
+                connection,
+                f"worker {team} {registration.name}",
+                *{f"model {served.model}" for served in registration.models},
+            )
             self._retire(connection, team, registration.name)
             for served in registration.models:
                 self._check_identity(connection, served.model, served.engine_identity, registration.name)
@@ -131,9 +139,11 @@ class Workers:
 
     def _retire(self, connection: Connection, team: str, name: str) -> None:
         same = select(workers.c.id).where(workers.c.team == team, workers.c.name == name, workers.c.gone.is_(False))
+        held = (chunks.c.state == "leased", chunks.c.worker_id.in_(same))
+        lock_batches(connection, connection.scalars(select(chunks.c.batch_id).where(*held).distinct()).all())
         connection.execute(
             update(chunks)
-            .where(chunks.c.state == "leased", chunks.c.worker_id.in_(same))
+            .where(*held)
             .values(lease_until=self._database.now())
         )
         connection.execute(update(workers).where(workers.c.team == team, workers.c.name == name).values(gone=True))
