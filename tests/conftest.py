@@ -23,9 +23,14 @@ from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.database import Database
-from tests.postgres import Postgres, running_postgres
+from tests.postgres import BOTH_STORES, Postgres, running_postgres
 
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker(BOTH_STORES.name):
+        metafunc.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 
 
 def eventually(check: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
@@ -100,9 +105,7 @@ def settings(tmp_path: Path, store_url: str) -> ServiceSettings:
     home, data = tmp_path / "home", tmp_path / "data"
     home.mkdir(mode=0o700)
     data.mkdir()
-    return ServiceSettings(
-        home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0, database_url=store_url
-    )
+    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0, database_url=store_url)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from airflow_batch_llm.store.database import Database
 
 TEMPLATE = "migrated"
-BOTH_STORES = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
-"""On a test (or as ``pytestmark``): it runs on each kind of database."""
+BOTH_STORES = pytest.mark.both_stores
+"""On a test (or as ``pytestmark``): what uses a store runs on each kind of database."""
 
 
 class Postgres:
@@ -50,7 +50,7 @@ class Postgres:
         return f"postgresql://postgres@/{name}?host={folder}"
 
     def has(self, name: str) -> bool:
-        return self.run(f"SELECT 1 FROM pg_database WHERE datname = '{name}'") != []
+        return (name,) in self.run("SELECT datname FROM pg_database")
 
     def run(self, statement: str) -> list[Any]:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:

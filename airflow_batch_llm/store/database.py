@@ -96,7 +96,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One consistent view that writes nothing and waits for nobody."""
-        options = {"only_reads": True}
+        options: dict[str, Any] = {"only_reads": True}
         if self._postgres:
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         with _translated(), self._engine.connect().execution_options(**options) as connection:

@@ -141,11 +141,7 @@ class Workers:
         same = select(workers.c.id).where(workers.c.team == team, workers.c.name == name, workers.c.gone.is_(False))
         held = (chunks.c.state == "leased", chunks.c.worker_id.in_(same))
         lock_batches(connection, connection.scalars(select(chunks.c.batch_id).where(*held).distinct()).all())
-        connection.execute(
-            update(chunks)
-            .where(*held)
-            .values(lease_until=self._database.now())
-        )
+        connection.execute(update(chunks).where(*held).values(lease_until=self._database.now()))
         connection.execute(update(workers).where(workers.c.team == team, workers.c.name == name).values(gone=True))
 
     def _check_identity(self, connection: Connection, model: str, identity: str | None, name: str) -> None:

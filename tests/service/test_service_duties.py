@@ -19,8 +19,11 @@ from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker, answer_all
 from tests.service.test_service_bad_input import submit, write_damaged
+
+pytestmark = BOTH_STORES
 
 
 @pytest.fixture(autouse=True)
