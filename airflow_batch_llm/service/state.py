@@ -68,9 +68,15 @@ class ServiceState:
         return SourceFinder(self.places, self.storage, lambda file_id: self.files.get(team, file_id, param=SOURCE))
 
     def _ensure_token(self) -> None:
-        """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read."""
-        if self.tokens.any():
-            return
+        """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read.
+
+        Of several services that start at once on an empty store one makes it.
+        """
+        with self.database.alone("first token"):
+            if not self.tokens.any():
+                self._make_token()
+
+    def _make_token(self) -> None:
         token = os.environ.get(TOKEN_VARIABLE) or f"bl-{secrets.token_urlsafe(32)}"
         path = self.settings.token_path
         path.unlink(missing_ok=True)
