@@ -179,12 +179,12 @@ class Chunks:
         return chunk._asdict()
 
     def _locked(self, connection: Connection, lease: ChunkLease) -> Mapping[str, Any]:
-        """The chunk while the lease holds, and its batch before it: nobody else can change either."""
+        """The chunk while the lease holds, after its batch was locked: nobody else adds to either.
+
+        A claim takes a chunk without its batch, but then the fence of what is written refuses it.
+        """
         lock_batch_of_chunk(connection, lease.chunk_id)
-        chunk = connection.execute(select(chunks).where(*_fence(lease)).with_for_update(key_share=True)).first()
-        if chunk is None:
-            raise LeaseLostError(lease.chunk_id, lease.attempt)
-        return chunk._asdict()
+        return self._held(connection, lease)
 
     def _change(self, connection: Connection, lease: ChunkLease, **values: Any) -> None:
         changed = connection.execute(update(chunks).where(*_fence(lease)).values(**values))
