@@ -31,12 +31,11 @@ FIRST_DATA = (
     "VALUES ('batch_1', 'default', 'k', 1, 'h', '/v1/chat/completions', 'm', '{}', 'completed', 1.0, 7, 70, 'file-1')",
     "INSERT INTO chunks (id, batch_id, team, number, model, endpoint, priority, state, rows, tokens, storage_key, "
     "bytes, sha256) VALUES (1, 'batch_1', 'default', 0, 'm', '/v1/chat/completions', 0, 'done', 7, 70, 'c', 1, 'h')",
-    *(
-        "INSERT INTO parts (chunk_id, attempt, number, batch_id, storage_key, bytes, sha256, rows, rows_failed, "
-        "prompt_tokens, cached_tokens, completion_tokens, gpu_seconds, committed_at) "
-        f"VALUES (1, {attempt}, 0, 'batch_1', 'p{attempt}', 1, 'h', 7, 0, 70, 0, 0, 0.0, {at})"
-        for attempt, at in ((1, 3.0), (2, 2.0), (3, 2.0))
-    ),
+    "INSERT INTO parts (chunk_id, attempt, number, batch_id, storage_key, bytes, sha256, rows, rows_failed, "
+    "prompt_tokens, cached_tokens, completion_tokens, gpu_seconds, committed_at) VALUES "
+    "(1, 1, 0, 'batch_1', 'p1', 1, 'h', 7, 0, 70, 0, 0, 0.0, 3.0), "
+    "(1, 2, 0, 'batch_1', 'p2', 1, 'h', 7, 0, 70, 0, 0, 0.0, 2.0), "
+    "(1, 3, 0, 'batch_1', 'p3', 1, 'h', 7, 0, 70, 0, 0, 0.0, 2.0)",
     "INSERT INTO workers (id, team, name, version, registered_at, last_seen_at, gone) "
     "VALUES ('worker-1', 'default', 'w', '1', 1.0, 1.0, false)",
     "INSERT INTO worker_models (worker_id, model, endpoint) VALUES ('worker-1', 'm', '/v1/chat/completions')",
