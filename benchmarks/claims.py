@@ -22,7 +22,7 @@ from sqlalchemy import insert, text
 
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.chunks import Chunks
-from airflow_batch_llm.store.claimable import Queue
+from airflow_batch_llm.store.claimable import FIRST_WAITING, ClaimableChunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import batches, chunks
 from airflow_batch_llm.store.workers import Workers
@@ -104,23 +104,28 @@ def measure(url: str, name: str, args: argparse.Namespace) -> None:
     assert len(claimed) == len(set(claimed)) == args.chunks // LIVING * LIVING, "A chunk was claimed twice or never."
     times = sorted(1_000 * one for _, one in took)
     print(
-        f"{name}: {len(claimed):,} chunks by {args.claimers} claimers, none twice: {len(claimed) / seconds:,.0f} claims/s, "
-        f"p50 {statistics.median(times):.1f} ms, p99 {times[int(len(times) * 0.99)]:.1f} ms, longest {times[-1]:.0f} ms",
+        f"{name}: {len(claimed):,} chunks by {args.claimers} claimers, none twice: "
+        f"{len(claimed) / seconds:,.0f} claims/s, p50 {statistics.median(times):.1f} ms, "
+        f"p99 {times[int(len(times) * 0.99)]:.1f} ms, longest {times[-1]:.0f} ms",
         flush=True,
     )
     database.close()
 
 
 def explain(database: Database) -> None:
-    """Prints how the next chunk is found, before the database has gathered any statistics."""
+    """Prints how the next chunk is found: before the database has gathered statistics, and after."""
     if not database.url.startswith("postgres"):
         return
-    query = Queue(ChunkState.PENDING, MODEL, ENDPOINTS[0]).first(database.now(), chunks.c.id)
-    query = query.with_for_update(skip_locked=True, of=chunks, key_share=True)
-    with database.writing() as connection:
-        compiled = query.compile(connection, compile_kwargs={"literal_binds": True})
-        for (line,) in connection.execute(text(f"EXPLAIN (ANALYZE, BUFFERS) {compiled}")):
-            print("   ", line)
+    waiting = FIRST_WAITING.params(model=MODEL, endpoint=ENDPOINTS[0])
+    expired = ClaimableChunks(database.now()).expired.params(worker_id="w")
+    for what in ("before ANALYZE", "after ANALYZE"):
+        for name, query in (("waiting", waiting), ("expired", expired)):
+            print(f"first {name} chunk, {what}:")
+            with database.writing() as connection:
+                compiled = query.compile(connection, compile_kwargs={"literal_binds": True})
+                for (line,) in connection.execute(text(f"EXPLAIN (ANALYZE, BUFFERS) {compiled}")):
+                    print("   ", line)
+                connection.execute(text("ANALYZE"))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
-from airflow_batch_llm.store.claimable import lock_next_chunk
+from airflow_batch_llm.store.claimable import ClaimableChunks
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch_of_chunk
@@ -44,6 +44,7 @@ class Chunks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claimable = ClaimableChunks(database.now())
 
     def claim(self, worker_id: str, *, lease_seconds: float) -> Mapping[str, Any] | None:
         """Leases the next chunk that this worker's engine can do, or nothing.
@@ -52,7 +53,7 @@ class Chunks:
         """
         now = self._database.now()
         with self._database.writing() as connection:
-            chunk_id = lock_next_chunk(connection, worker_id, now)
+            chunk_id = self._claimable.lock_next(connection, worker_id)
             if chunk_id is None:
                 return None
             connection.execute(

@@ -1,75 +1,114 @@
 """Which chunk comes next for a worker: found by index, however many chunks are waiting.
 
-Chunks whose lease ran out come first, then the highest priority, then the oldest. For each pair of model and endpoint
-that a worker serves, the index ``ix_chunks_claim`` has its chunks in that order already, so a look reads the first one
-and sorts nothing.
+Chunks whose lease ran out come first, then the highest priority, then the oldest. For one model and endpoint the index
+``ix_chunks_claim`` has the waiting chunks in that order, so a claim reads the first one and sorts nothing. A worker
+that serves several looks at the first of each. The statements are built once: to build them anew took most of a claim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, literal, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Select,
+    bindparam,
+    exists,
+    literal_column,
+    select,
+    tuple_,
+    union_all,
+)
 
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.tables import batches, chunks, worker_models
 
+Pair = tuple[str, str]
+"""A model and an endpoint."""
 
-@dataclass(frozen=True)
-class Queue:
-    """The chunks of one state for one model and endpoint, in the order in which they are handed out."""
-
-    state: ChunkState
-    model: str
-    endpoint: str
-
-    def first(self, now: ColumnElement[float], *columns: ColumnElement[Any]) -> Select[Any]:
-        """Those columns of its first chunk that may be claimed."""
-        query = select(*columns).select_from(chunks).join(batches, batches.c.id == chunks.c.batch_id)
-        query = query.where(*self._claimable(now)).order_by(chunks.c.priority.desc(), chunks.c.id)
-        return query.limit(1)
-
-    def _claimable(self, now: ColumnElement[float]) -> Iterator[ColumnElement[bool]]:
-        yield chunks.c.state == self.state
-        yield chunks.c.model == self.model
-        yield chunks.c.endpoint == self.endpoint
-        yield batches.c.status == BatchStatus.IN_PROGRESS
-        if self.state == ChunkState.LEASED:
-            yield chunks.c.lease_until < now
+_SERVES = select(worker_models.c.model, worker_models.c.endpoint).where(
+    worker_models.c.worker_id == bindparam("worker_id")
+)
 
 
-def lock_next_chunk(connection: Connection, worker_id: str, now: ColumnElement[float]) -> int | None:
-    """The id of the next chunk for a worker, locked; None where there is none that nobody else is just claiming.
+def claimable() -> Iterator[ColumnElement[bool]]:
+    """What a chunk must be to be claimed at all; the worker and the chunk's state apart.
 
-    A chunk whose row another transaction has locked is passed over, and one that changed since the look is looked at
-    again, so no two claims get the same.
+    No join: with one, SQLite may start from the batches, and then has to sort.
     """
-    for queue in _by_urgency(connection, _queues(connection, worker_id), now):
-        free = queue.first(now, chunks.c.id).with_for_update(skip_locked=True, of=chunks, key_share=True)
-        chunk_id: int | None = connection.scalar(free)
-        if chunk_id is not None:
-            return chunk_id
-    return None
+    yield exists().where(batches.c.id == chunks.c.batch_id, batches.c.status == BatchStatus.IN_PROGRESS)
 
 
-def _queues(connection: Connection, worker_id: str) -> list[Queue]:
-    serves = select(worker_models.c.model, worker_models.c.endpoint).where(worker_models.c.worker_id == worker_id)
-    pairs = connection.execute(serves).all()
-    return [
-        Queue(state, pair.model, pair.endpoint) for state in (ChunkState.LEASED, ChunkState.PENDING) for pair in pairs
-    ]
+class ClaimableChunks:
+    """Finds and locks the next chunk for a worker; ``now`` is the store's time."""
+
+    def __init__(self, now: ColumnElement[float]) -> None:
+        # A query of its own for the time: Postgres looks nothing up in an index by a clock that may move on meanwhile.
+        expired = (chunks.c.state == ChunkState.LEASED, chunks.c.lease_until < select(now).scalar_subquery())
+        served = tuple_(chunks.c.model, chunks.c.endpoint).in_(_SERVES)
+        self.expired = _locked(_first(chunks.c.id).where(*expired, served))
+        """The next chunk whose lease ran out, of all that ``worker_id`` serves: never many at once."""
+
+    def lock_next(self, connection: Connection, worker_id: str) -> int | None:
+        """The id of the next chunk, locked; None where there is none that nobody else is just claiming.
+
+        A chunk whose row another transaction has locked is passed over, and one that changed since the look is looked
+        at again, so no two claims get the same.
+        """
+        expired: int | None = connection.scalar(self.expired, {"worker_id": worker_id})
+        if expired is not None:
+            return expired
+        pairs = [(model, endpoint) for model, endpoint in connection.execute(_SERVES, {"worker_id": worker_id})]
+        for model, endpoint in pairs if len(pairs) == 1 else _by_urgency(connection, pairs):
+            waiting: int | None = connection.scalar(FIRST_WAITING, {"model": model, "endpoint": endpoint})
+            if waiting is not None:
+                return waiting
+        return None
 
 
-def _by_urgency(connection: Connection, queues: list[Queue], now: ColumnElement[float]) -> list[Queue]:
-    """The queues that have something, the one whose first chunk is to be done first at the front: one statement."""
-    if not queues:
+def _first(*columns: ColumnElement[Any]) -> Select[Any]:
+    query = select(*columns).select_from(chunks).where(*claimable())
+    return query.order_by(chunks.c.priority.desc(), chunks.c.id).limit(1)
+
+
+def _waiting(suffix: str = "") -> Iterator[ColumnElement[bool]]:
+    yield chunks.c.state == ChunkState.PENDING
+    yield chunks.c.model == bindparam(f"model{suffix}")
+    yield chunks.c.endpoint == bindparam(f"endpoint{suffix}")
+
+
+def _locked(query: Select[Any]) -> Select[Any]:
+    return query.with_for_update(skip_locked=True, of=chunks, key_share=True)
+
+
+FIRST_WAITING = _locked(_first(chunks.c.id).where(*_waiting()))
+"""The next chunk of one ``model`` and ``endpoint`` that nobody has claimed."""
+
+
+def _by_urgency(connection: Connection, pairs: list[Pair]) -> list[Pair]:
+    """The pairs for which something waits, the one whose first chunk is to be done first at the front."""
+    if not pairs:
         return []
-    firsts = [
-        queue.first(now, literal(number).label("number"), chunks.c.priority, chunks.c.id).subquery()
-        for number, queue in enumerate(queues)
-    ]
-    found = connection.execute(union_all(*(select(first) for first in firsts))).all()
-    found = sorted(found, key=lambda row: (queues[row.number].state != ChunkState.LEASED, -row.priority, row.id))
-    return [queues[row.number] for row in found]
+    named = {
+        f"{name}{number}": value
+        for number, pair in enumerate(pairs)
+        for name, value in zip(("model", "endpoint"), pair, strict=True)
+    }
+    found = connection.execute(_firsts(len(pairs)), named).all()
+    return [pairs[row.number] for row in sorted(found, key=lambda row: (-row.priority, row.id))]
+
+
+@cache
+def _firsts(count: int) -> CompoundSelect[Any]:
+    """The first waiting chunk of each of so many pairs."""
+    firsts = (
+        _first(literal_column(str(number)).label("number"), chunks.c.priority, chunks.c.id)
+        .where(*_waiting(str(number)))
+        .subquery()
+        for number in range(count)
+    )
+    return union_all(*(select(first) for first in firsts))

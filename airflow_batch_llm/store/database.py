@@ -18,7 +18,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import ColumnElement, Connection, Double, literal, text
+from sqlalchemy import ColumnElement, Connection, Double, bindparam, text
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as AllTakenError
 from sqlalchemy.ext.compiler import compiles
@@ -84,8 +84,8 @@ class Database:
             command.upgrade(config, "head")
 
     def now(self) -> ColumnElement[float]:
-        """The store's time as an SQL expression."""
-        return literal(self._clock(), Double) if self._clock else _StoreNow()
+        """The store's time as an SQL expression, which may be kept: it is the time when its statement is executed."""
+        return bindparam(None, callable_=self._clock, type_=Double(), unique=True) if self._clock else _StoreNow()
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

@@ -141,6 +141,7 @@ chunks: Final = Table(
     Column("sha256", String(64), nullable=False),
     UniqueConstraint("batch_id", "number"),
     Index("ix_chunks_claim", "state", "model", "endpoint", text("priority DESC"), "id"),
+    Index("ix_chunks_lease", "state", "lease_until"),
 )
 
 attempts: Final = Table(

@@ -24,6 +24,7 @@ def upgrade() -> None:
     op.create_index("ix_parts_batch_id_place", "parts", ["batch_id", "place"])
     op.drop_index("ix_chunks_claim", "chunks")
     op.create_index("ix_chunks_claim", "chunks", ["state", "model", "endpoint", sa.text("priority DESC"), "id"])
+    op.create_index("ix_chunks_lease", "chunks", ["state", "lease_until"])
 
 
 def downgrade() -> None:
