@@ -33,8 +33,8 @@ _PROCESSES: Final = (DutyKind.PLAN, DutyKind.ASSEMBLE)
 class Supervisor:
     """Runs a process for planning and one for assembling, starts it again when it dies, and frees what a dead one held.
 
-    Several services share one store. Each frees what its own children held, and at its start what was held by one that
-    is known to be dead; what a service of another host held is free when its lease ends.
+    Several services may share one store. Each frees what its own children held, at its end what it held itself, and at
+    its start what a service held that is known to be dead. What one of another host held is free when its lease ends.
 
     Beside them, in threads: telling the webhooks, and ending what nobody works on any more.
     """
@@ -60,6 +60,7 @@ class Supervisor:
                 child.terminate()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
+        self._free(process_name())  # a webhook that does not answer is told by the next service, and not after a lease
 
     def _thread(self, name: str, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]

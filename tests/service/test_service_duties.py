@@ -264,7 +264,7 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         raise StoreTroubleError("The store cannot be used: database is locked.")
 
     monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
-    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.batches)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
     monkeypatch.setattr(service.state.duties, "free_those_of", away)
     keeper.start()
     try:
