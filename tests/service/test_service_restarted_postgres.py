@@ -30,9 +30,9 @@ from tests.service.answering import AnsweringWorker
 
 
 @pytest.fixture(scope="module")
-def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def stoppable() -> Iterator[Postgres]:
     """A server of these tests' own."""
-    with running_postgres(tmp_path_factory.mktemp("stoppable")) as server:
+    with running_postgres() as server:
         yield server
 
 
@@ -60,6 +60,18 @@ def test_a_transaction_in_which_the_store_went_away_wrote_nothing_and_the_next_o
         with stopped(stoppable):
             connection.execute(insert(team_secrets).values(team="b", secret=b"s"))
     assert _secrets(database) == []
+
+
+def test_a_restart_that_nobody_noticed_costs_no_call(stoppable: Postgres) -> None:
+    database = Database(stoppable.migrated())
+    with database.reading(), database.reading():
+        pass  # two connections wait in the pool
+    with stopped(stoppable):
+        pass
+    with database.writing() as connection:
+        connection.execute(insert(team_secrets).values(team="a", secret=b"s"))
+        assert _secrets(database) == []
+    assert _secrets(database) == ["a"]
 
 
 def test_a_commit_to_a_store_that_went_away_says_so(stoppable: Postgres) -> None:
