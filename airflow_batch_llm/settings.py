@@ -15,6 +15,7 @@ URL_VARIABLE: Final = "BATCH_LLM_URL"
 WEBHOOK_URL_VARIABLE: Final = "BATCH_LLM_WEBHOOK_URL"
 WEBHOOK_SECRET_VARIABLE: Final = "BATCH_LLM_WEBHOOK_SECRET"  # noqa: S105 (the name of a variable)
 HOME_VARIABLE: Final = "BATCH_LLM_HOME"
+DATABASE_URL_VARIABLE: Final = "BATCH_LLM_DATABASE_URL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class ServiceSettings:
     """Where the service keeps its own bytes if not below ``home``: ``s3://bucket/folder``."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    database_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)
+    """Where the store is if not below ``home``: ``postgresql://user:password@host/database``."""
 
     lease_seconds: float = 30.0
     """How long a worker may be silent before its chunk is handed on: three missed heartbeats."""

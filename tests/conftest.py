@@ -23,6 +23,7 @@ from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.database import Database
+from tests.postgres import BOTH_STORES, Postgres, running_postgres
 
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
 
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder in ("airflow", "vllm"):
             item.add_marker(pytest.mark.xdist_group(folder))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker(BOTH_STORES.name):
+        metafunc.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 
 
 def eventually(check: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
@@ -81,13 +87,33 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One Postgres for all tests of a process that ask for it."""
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture
-def settings(tmp_path: Path, migrated_store: Path) -> ServiceSettings:
+def backend(request: pytest.FixtureRequest) -> str:
+    """The kind of database that a test runs on: SQLite, unless it is marked with ``BOTH_STORES``."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture
+def store_url(backend: str, tmp_path: Path, migrated_store: Path, request: pytest.FixtureRequest) -> str:
+    """A migrated store of the test's own."""
+    if backend == "postgres":
+        return request.getfixturevalue("postgres_server").migrated()
+    return f"sqlite:///{shutil.copy(migrated_store, tmp_path)}"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, store_url: str) -> ServiceSettings:
     home, data = tmp_path / "home", tmp_path / "data"
     home.mkdir(mode=0o700)
     data.mkdir()
-    shutil.copy(migrated_store, home)
-    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0)
+    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0, database_url=store_url)
 
 
 @pytest.fixture

@@ -33,7 +33,12 @@ out: Final = Console()
 err: Final = Console(stderr=True)
 DEFAULT_HOME: Final = Path("~/.batch-llm")
 Home = Annotated[Path, typer.Option(envvar=HOME_VARIABLE, help="Where state, bytes and the token are kept.")]
-Url = Annotated[str, typer.Option(envvar=URL_VARIABLE, help="The service's address.")]
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar=URL_VARIABLE, help="The service's address, or those of its replicas: http://a:8765,http://b:8765."
+    ),
+]
 
 
 @contextmanager

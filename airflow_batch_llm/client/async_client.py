@@ -10,7 +10,8 @@ from typing import Self
 import httpx
 
 from airflow_batch_llm.client.answers import parsed, translated
-from airflow_batch_llm.client.batch_client import DEFAULT_URL, TIMEOUT, base_url, cancel_body, headers
+from airflow_batch_llm.client.batch_client import DEFAULT_URL, TIMEOUT, cancel_body, headers
+from airflow_batch_llm.client.replicas import REPEATABLE, async_transport, base_urls
 from airflow_batch_llm.wire import Batch
 
 
@@ -18,9 +19,12 @@ class AsyncBatchClient:
     """Looks at batches and cancels them; otherwise as :class:`~airflow_batch_llm.client.batch_client.BatchClient`."""
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
-        self.url = base_url(url)
+        urls = base_urls(url)
+        self.url = ",".join(urls)
         with translated(self.url):
-            self._http = httpx.AsyncClient(base_url=self.url, headers=headers(token), timeout=timeout)
+            self._http = httpx.AsyncClient(
+                base_url=urls[0], headers=headers(token), timeout=timeout, transport=async_transport(urls)
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -38,7 +42,8 @@ class AsyncBatchClient:
     async def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; with a ``holder`` it counts only while that holds it."""
         async with self._translated():
-            response = await self._http.post(f"/v1/batches/{batch_id}/cancel", json=cancel_body(holder))
+            path = f"/v1/batches/{batch_id}/cancel"
+            response = await self._http.post(path, json=cancel_body(holder), extensions=REPEATABLE)
         return parsed(Batch, response, self.url)
 
     @asynccontextmanager

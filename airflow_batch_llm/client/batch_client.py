@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from airflow_batch_llm.client.answers import checked, parsed, translated
+from airflow_batch_llm.client.replicas import REPEATABLE, base_urls, sync_transport
 from airflow_batch_llm.wire import (
     Batch,
     BatchCancel,
@@ -33,23 +34,24 @@ UPLOAD_SECONDS: Final = 3600.0
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-def base_url(url: str) -> str:
-    """The address without the ``/v1`` that people write for OpenAI's clients."""
-    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-
-
 class BatchClient:
     """Blocking client of one batch service: ours, or another server with OpenAI's batch API.
 
     Raises :class:`~airflow_batch_llm.errors.RefusedError` for what the service refuses and
     :class:`~airflow_batch_llm.errors.NoAnswerError` where nothing is known. Never repeats a call by itself. Another
     server has no ``find``, ``results``, ``retry`` and no models of ours, and says so by a refusal.
+
+    ``url`` may be several addresses of one service with commas between them: where one does not answer, the next one is
+    asked, with whatever may be said twice.
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
-        self.url = base_url(url)
+        urls = base_urls(url)
+        self.url = ",".join(urls)
         with translated(self.url):
-            self._http = httpx.Client(base_url=self.url, headers=headers(token), timeout=timeout)
+            self._http = httpx.Client(
+                base_url=urls[0], headers=headers(token), timeout=timeout, transport=sync_transport(urls)
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +84,7 @@ class BatchClient:
             # What nobody asked for is not sent: other servers refuse fields that they do not know.
             json=create.model_dump(mode="json", exclude_defaults=True),
             headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
+            extensions={"repeatable": bool(idempotency_key or create.key)},
         )
 
     def get(self, batch_id: str) -> Batch:
@@ -98,11 +101,13 @@ class BatchClient:
 
     def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; what was done is kept. With a ``holder`` it counts only while that holds it."""
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/cancel", json=cancel_body(holder))
+        return self._call(
+            Batch, "POST", f"/v1/batches/{batch_id}/cancel", json=cancel_body(holder), extensions=REPEATABLE
+        )
 
     def retry(self, batch_id: str) -> Batch:
         """A new generation of an ended batch, for its rows that failed, expired or were cancelled."""
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/retry")
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/retry", extensions=REPEATABLE)
 
     def models(self) -> ModelList:
         """The models that living workers serve. Needs a valid token, so it also tests a connection."""

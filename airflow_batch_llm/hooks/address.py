@@ -9,12 +9,16 @@ from urllib.parse import SplitResult, urlsplit
 from airflow.sdk import Connection
 
 from airflow_batch_llm.client.async_client import AsyncBatchClient
-from airflow_batch_llm.client.batch_client import BatchClient, base_url
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.client.replicas import base_urls
 
 
 @dataclass(frozen=True)
 class ServiceAddress:
-    """A service's URL, the token it takes, and whether it takes more than OpenAI's API has (None: it must be asked)."""
+    """A service's URL, the token it takes, and whether it takes more than OpenAI's API has (None: it must be asked).
+
+    ``url`` may be several addresses of one service with commas between them.
+    """
 
     url: str
     token: str | None = field(default=None, repr=False)
@@ -24,7 +28,7 @@ class ServiceAddress:
     def of(cls, connection: Connection) -> Self:
         """What ``connection`` names. Raises ValueError where that is no address."""
         token = (connection.password or "").strip() or None
-        return cls(base_url(_url(connection)), token, _extensions(connection))
+        return cls(",".join(base_urls(_url(connection))), token, _extensions(connection))
 
     def client(self) -> BatchClient:
         return BatchClient(self.url, self.token)
@@ -33,18 +37,19 @@ class ServiceAddress:
         return AsyncBatchClient(self.url, self.token)
 
     def batch_url(self, batch_id: str) -> str:
-        return f"{self.url}/v1/batches/{batch_id}"
+        return f"{base_urls(self.url)[0]}/v1/batches/{batch_id}"
 
 
 def _url(connection: Connection) -> str:
-    host = (connection.host or "").strip()
+    host = (connection.host or "").strip(" ,")
     if not host:
         raise ValueError(
             f"Connection {connection.conn_id!r} has no host. Its host is the address of `batch-llm serve`, "
             "for example http://gpu-host:8765."
         )
-    url = host if "://" in host else f"{connection.schema or 'http'}://{host}"
-    return _with_port(url, connection.port, connection.conn_id)
+    parts = [part.strip() for part in host.split(",") if part.strip()]
+    urls = [part if "://" in part else f"{connection.schema or 'http'}://{part}" for part in parts]
+    return ",".join(_with_port(url, connection.port, connection.conn_id) for url in urls)
 
 
 def _extensions(connection: Connection) -> bool | None:

@@ -1,6 +1,7 @@
-"""The child process that does the duties of one kind: ``python -m airflow_batch_llm.service.duty_process KIND``.
+"""The child process that does the duties of one kind: ``python -m airflow_batch_llm.service.duty_process KIND PARENT``.
 
-The settings come over standard input, for they may hold the store's password.
+PARENT is the name of the service process. The settings come over standard input, for they may hold the store's
+password.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import time
 from typing import Final
 
-from airflow_batch_llm.child_process import process_name
+from airflow_batch_llm.child_process import child_name, process_name
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_context import DutyContext
@@ -23,16 +24,16 @@ IDLE_SECONDS: Final = 0.5
 """How soon a new batch is noticed."""
 
 
-def runner(kind: DutyKind, settings: ServiceSettings) -> DutyRunner:
-    return DutyRunner(kind, process_name(os.getpid()), DutyContext.open(settings))
+def runner(kind: DutyKind, settings: ServiceSettings, holder: str | None = None) -> DutyRunner:
+    return DutyRunner(kind, holder or process_name(), DutyContext.open(settings))
 
 
 def main() -> None:
     """Does duties until it is ended; dying at any moment is part of the design."""
-    kind = DutyKind(sys.argv[1])
+    kind, service = DutyKind(sys.argv[1]), sys.argv[2]
     settings = ServiceSettings.from_json(sys.stdin.buffer.read())
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {kind} %(message)s")
-    duty_runner = runner(kind, settings)
+    duty_runner = runner(kind, settings, child_name(service, kind, os.getpid()))
     while True:
         try:
             worked = duty_runner.run_once()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -89,7 +88,7 @@ class Notifier:
     def open(cls, settings: ServiceSettings) -> Notifier:
         """A notifier of this process, with connections of its own; close it after use."""
         return cls(
-            holder=process_name(os.getpid()),
+            holder=process_name(),
             webhooks=settings.webhooks,
             database=Database(settings.store_url),
             http=httpx.Client(timeout=TRY_SECONDS),

@@ -154,5 +154,5 @@ def _storage_trouble(request: Request, error: Exception) -> JSONResponse:
 
 
 def _store_trouble(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s broke off", request.method, request.url.path, exc_info=error)
+    log.error("%s %s broke off: %s", request.method, request.url.path, error)
     return problem(503, f"{error} Try again.", "store_trouble")

@@ -73,9 +73,15 @@ class ServiceState:
         return SourceFinder(places, self.storage, lambda file_id: self.files.get(team, file_id, param=SOURCE))
 
     def _ensure_token(self) -> None:
-        """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read."""
-        if self.tokens.any():
-            return
+        """Makes the first token. The store keeps its hash; the token itself lies in a file only its owner can read.
+
+        Of several services that start at once on an empty store one makes it.
+        """
+        with self.database.alone("first token"):
+            if not self.tokens.any():
+                self._make_token()
+
+    def _make_token(self) -> None:
         token = os.environ.get(TOKEN_VARIABLE) or new_token()
         if len(token) < LEAST_CHARACTERS:
             raise InvalidRequestError(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Final
 
-from airflow_batch_llm.child_process import named_pid, process_name, start_child
+from airflow_batch_llm.child_process import child_name, is_known_dead, process_name, start_child
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.notifier import Notifier
 from airflow_batch_llm.settings import ServiceSettings
@@ -33,6 +32,9 @@ _PROCESSES: Final = (DutyKind.PLAN, DutyKind.ASSEMBLE)
 @dataclass
 class Supervisor:
     """Runs a process for planning and one for assembling, starts it again when it dies, and frees what a dead one held.
+
+    Several services may share one store. Each frees what its own children held, at its end what it held itself, and at
+    its start what a service held that is known to be dead. What one of another host held is free when its lease ends.
 
     Beside them, in threads: telling the webhooks, and ending what nobody works on any more.
     """
@@ -58,6 +60,7 @@ class Supervisor:
                 child.terminate()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
+        self._free(process_name())  # a webhook that does not answer is told by the next service, and not after a lease
 
     def _thread(self, name: str, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
@@ -69,7 +72,7 @@ class Supervisor:
         while not self._over.is_set():
             child = self._children[kind] = _start(kind, self.settings)
             code = child.wait()
-            self._free(process_name(child.pid))
+            self._free(child_name(process_name(), kind, child.pid))
             if not self._over.is_set():
                 log.warning("the %s process %d ended with code %d; starting it again", kind, child.pid, code)
                 self._over.wait(RESTART_SECONDS)
@@ -102,25 +105,14 @@ class Supervisor:
 
     def _free_dead_holders(self) -> None:
         for holder in self.duties.holders():
-            pid = named_pid(holder)
-            # A container starts its processes with the same ids each time: what bears this one's name is a dead one's.
-            if pid is not None and (pid == os.getpid() or not _alive(pid)):
+            if is_known_dead(holder.partition("/")[0]):
                 self.duties.free_those_of(holder)
 
 
 def _start(kind: DutyKind, settings: ServiceSettings) -> subprocess.Popen[bytes]:
-    child = start_child([sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind], stdin=subprocess.PIPE)
+    command = [sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind, process_name()]
+    child = start_child(command, stdin=subprocess.PIPE)
     assert child.stdin is not None  # noqa: S101 (asked for in the line above)
     with child.stdin as stream:
         stream.write(settings.to_json())
     return child
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,14 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Double, and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Row,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import add_duty
 from airflow_batch_llm.store.files import held_file
 from airflow_batch_llm.store.life import settle
+from airflow_batch_llm.store.locks import lock_batch, lock_batch_whole
 from airflow_batch_llm.store.tables import attempts, batches, chunks, duties, files, index_batches, parts
 from airflow_batch_llm.wire import window_seconds
 
@@ -73,6 +88,7 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @tried_again
     def submit(self, team: str, new: NewBatch) -> Mapping[str, Any]:
         """Stores a batch, or finds the one that lives (or completed) under its key, and makes ``holder`` its holder.
 
@@ -82,6 +98,8 @@ class Batches:
         batch_id = f"batch_{uuid.uuid4().hex}"
         key = new.key or batch_id
         with self._database.writing() as connection:
+            # Two submits at once must not both find that there is nothing under their key, or in their series.
+            self._database.lock_name(connection, *_names(team, key, new.series))
             last = self._last_generation(connection, team, key)
             if last is not None and last.status not in _SUPERSEDED_BY_NEW_GENERATION:
                 return self._attach(connection, last, new)
@@ -128,19 +146,16 @@ class Batches:
         if not rows:
             return None
         seconds = max(1.0, min(RATE_SECONDS, age))
-        return Rate(rows / seconds, tokens / seconds)
+        return Rate(float(rows) / seconds, float(tokens) / seconds)
 
+    @tried_again
     def cancel(self, team: str, batch_id: str, *, holder: str | None = None) -> Mapping[str, Any]:
         """Asks for the end of a batch; one that is ending or has ended stays as it is.
 
         Raises :class:`ConflictError` if ``holder`` is given and holds the batch no longer.
         """
         with self._database.writing() as connection:
-            batch = connection.execute(
-                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
-            ).first()
-            if batch is None:
-                raise _no_such_batch(batch_id)
+            batch = self._locked(connection, team, batch_id)
             if holder is not None and batch.holder != holder:
                 raise ConflictError(
                     f"Batch {batch_id} is not held by {holder} any more but by {batch.holder}. It goes on.",
@@ -150,18 +165,17 @@ class Batches:
             self._cancel(connection, batch_id)
             return self._row(connection, batch_id)
 
+    @tried_again
     def retry(self, team: str, batch_id: str) -> Mapping[str, Any]:
         """A new generation of a batch that ended with rows undone or failed; it asks for those alone.
 
         Said twice it opens one: the second call finds the new generation. Raises :class:`ConflictError` for a batch
         that is not the last of its generations or has nothing to be done again.
         """
+        key, series = (self.get(team, batch_id)[name] for name in ("key", "series"))
         with self._database.writing() as connection:
-            batch = connection.execute(
-                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
-            ).first()
-            if batch is None:
-                raise _no_such_batch(batch_id)
+            self._database.lock_name(connection, *_names(team, key, series))
+            batch = self._locked(connection, team, batch_id)
             last = self._last_generation(connection, team, batch.key)
             if last.id != batch_id and last.status not in ENDED:
                 return self._row(connection, last.id)
@@ -173,13 +187,12 @@ class Batches:
             self._store(connection, new_id, batch.generation + 1, values | {"team": team, "expires_at": ends})
             return self._row(connection, new_id)
 
+    @tried_again
     def delete(self, team: str, batch_id: str) -> None:
         """Forgets a batch with all that hangs on it. Raises :class:`ConflictError` for one that has not ended."""
         with self._database.writing() as connection:
-            batch = connection.execute(
-                select(batches).where(batches.c.id == batch_id, batches.c.team == team).with_for_update()
-            ).first()
-            if batch is None:
+            batch = lock_batch_whole(connection, batch_id)
+            if batch is None or batch.team != team:
                 raise _no_such_batch(batch_id)
             if batch.status not in ENDED:
                 raise ConflictError(
@@ -218,8 +231,14 @@ class Batches:
             .where(batches.c.team == team, batches.c.key == key)
             .order_by(batches.c.generation.desc())
             .limit(1)
-            .with_for_update()
+            .with_for_update(key_share=True)
         ).first()
+
+    def _locked(self, connection: Connection, team: str, batch_id: str) -> Row[Any]:
+        batch = lock_batch(connection, batch_id)
+        if batch is None or batch.team != team:
+            raise _no_such_batch(batch_id)
+        return batch
 
     def _attach(self, connection: Connection, last: Any, new: NewBatch) -> Mapping[str, Any]:
         if last.content_sha256 != new.content_sha256:
@@ -266,12 +285,15 @@ class Batches:
         if series is None:
             return
         older = connection.scalars(
-            select(batches.c.id).where(
+            select(batches.c.id)
+            .where(
                 batches.c.team == team,
                 batches.c.series == series,
                 batches.c.id != newest,
                 batches.c.status.in_(_CANCELLABLE),
             )
+            .order_by(batches.c.id)
+            .with_for_update(key_share=True)
         ).all()
         for batch_id in older:
             self._cancel(connection, batch_id)
@@ -307,6 +329,11 @@ def _check_retry(batch: Any, last: Any) -> None:
             "Nothing was submitted.",
             code="nothing_to_retry",
         )
+
+
+def _names(team: str, key: str, series: str | None) -> list[str]:
+    """What a submit locks that has no row yet."""
+    return [f"key {team} {key}", *([] if series is None else [f"series {team} {series}"])]
 
 
 def _no_such_batch(batch_id: str) -> NotFoundError:

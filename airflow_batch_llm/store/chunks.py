@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.claimable import ClaimableChunks
+from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.life import settle
-from airflow_batch_llm.store.pools import may_be_done_by
+from airflow_batch_llm.store.locks import lock_batch_of_chunk
 from airflow_batch_llm.store.splitting import Pieces, add_pieces
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
@@ -44,6 +45,7 @@ class Chunks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claimable = ClaimableChunks(database.now())
 
     def claim(self, worker_id: str, *, lease_seconds: float) -> Mapping[str, Any] | None:
         """Leases the next chunk that this worker's engine can do, and whose team it serves, or nothing.
@@ -51,25 +53,8 @@ class Chunks:
         Chunks whose lease ran out come first, then the highest priority, then the oldest. The attempt is counted here.
         """
         now = self._database.now()
-        serves = select(worker_models.c.model, worker_models.c.endpoint).where(worker_models.c.worker_id == worker_id)
-        free = (
-            select(chunks.c.id)
-            .join(batches, batches.c.id == chunks.c.batch_id)
-            .where(
-                batches.c.status == BatchStatus.IN_PROGRESS,
-                tuple_(chunks.c.model, chunks.c.endpoint).in_(serves),
-                may_be_done_by(worker_id),
-                or_(
-                    chunks.c.state == ChunkState.PENDING,
-                    and_(chunks.c.state == ChunkState.LEASED, chunks.c.lease_until < now),
-                ),
-            )
-            .order_by(case((chunks.c.state == ChunkState.LEASED, 0), else_=1), chunks.c.priority.desc(), chunks.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=chunks)
-        )
         with self._database.writing() as connection:
-            chunk_id = connection.scalar(free)
+            chunk_id = self._claimable.lock_next(connection, worker_id)
             if chunk_id is None:
                 return None
             connection.execute(
@@ -129,16 +114,20 @@ class Chunks:
             return [row._asdict() for row in connection.execute(query)]
 
     def part_keys(self, batch_id: str, *, offset: int, limit: int) -> list[str]:
-        """Storage keys of some parts of a batch, in the order in which they were committed."""
-        query = select(parts.c.storage_key).where(parts.c.batch_id == batch_id)
-        query = query.order_by(parts.c.committed_at, parts.c.chunk_id, parts.c.attempt, parts.c.number)
-        with self._database.reading() as connection:
-            return list(connection.scalars(query.offset(offset).limit(limit)))
+        """Storage keys of some parts of a batch, in the order in which they were committed.
 
+        A part that is committed later has a later place, so that one who reads on while the batch goes on meets each
+        part once.
+        """
+        query = select(parts.c.storage_key).where(parts.c.batch_id == batch_id, parts.c.place > offset)
+        with self._database.reading() as connection:
+            return list(connection.scalars(query.order_by(parts.c.place).limit(limit)))
+
+    @tried_again
     def extend(self, lease: ChunkLease, stored: list[StoredPart], *, lease_seconds: float) -> bool:
         """Prolongs a lease and commits parts; gives whether the worker should stop since the batch is ending."""
         with self._database.writing() as connection:
-            chunk = self._held(connection, lease)
+            chunk = self._locked(connection, lease)
             self._add_parts(connection, lease, chunk, stored)
             self._change(connection, lease, lease_until=self._database.now() + lease_seconds)
             connection.execute(
@@ -152,12 +141,14 @@ class Chunks:
         with self._database.reading() as connection:
             return self._committed(connection, lease)
 
+    @tried_again
     def commit(self, lease: ChunkLease, stored: list[StoredPart]) -> None:
         """Ends a chunk of which every row has a result. Said twice by the same attempt, it is done once."""
         with self._database.writing() as connection:
+            lock_batch_of_chunk(connection, lease.chunk_id)  # before the look: the same call may come twice at once
             if self._committed(connection, lease):
                 return
-            chunk = self._held(connection, lease)
+            chunk = self._locked(connection, lease)
             done = chunk["rows_done"] + self._add_parts(connection, lease, chunk, stored)
             if done != chunk["rows"]:
                 raise ConflictError(
@@ -172,14 +163,15 @@ class Chunks:
             )
             settle(connection, self._database, chunk["batch_id"])
 
+    @tried_again
     def split(self, lease: ChunkLease, pieces: Pieces) -> Mapping[str, Any]:
         """Cuts a chunk that is held into smaller ones; gives it as it is from then on."""
         with self._database.writing() as connection:
-            chunk = self._held(connection, lease)
-            connection.execute(select(batches.c.id).where(batches.c.id == chunk["batch_id"]).with_for_update())
+            chunk = self._locked(connection, lease)
             self._change(connection, lease, **add_pieces(connection, chunk, pieces))
             return self._held(connection, lease)
 
+    @tried_again
     def release(
         self,
         lease: ChunkLease,
@@ -192,7 +184,7 @@ class Chunks:
     ) -> None:
         """Gives a chunk back; what was committed of it stays. ``in_flight`` were with an engine that died."""
         with self._database.writing() as connection:
-            chunk = self._held(connection, lease)
+            chunk = self._locked(connection, lease)
             self._add_parts(connection, lease, chunk, stored)
             suspicion = _suspicion(chunk, outcome, in_flight)
             self._change(connection, lease, state=ChunkState.PENDING, lease_until=None, worker_id=None, **suspicion)
@@ -204,6 +196,14 @@ class Chunks:
         if chunk is None:
             raise LeaseLostError(lease.chunk_id, lease.attempt)
         return chunk._asdict()
+
+    def _locked(self, connection: Connection, lease: ChunkLease) -> Mapping[str, Any]:
+        """The chunk while the lease holds, after its batch was locked: nobody else adds to either.
+
+        A claim takes a chunk without its batch, but then the fence of what is written refuses it.
+        """
+        lock_batch_of_chunk(connection, lease.chunk_id)
+        return self._held(connection, lease)
 
     def _change(self, connection: Connection, lease: ChunkLease, **values: Any) -> None:
         changed = connection.execute(update(chunks).where(*_fence(lease)).values(**values))
@@ -262,6 +262,7 @@ class Chunks:
 
     def _add_part(self, connection: Connection, lease: ChunkLease, chunk: Mapping[str, Any], part: StoredPart) -> None:
         record = part.record
+        last = select(func.coalesce(func.max(parts.c.place), 0)).where(parts.c.batch_id == chunk["batch_id"])
         connection.execute(
             insert(parts).values(
                 **record.model_dump(),
@@ -269,6 +270,7 @@ class Chunks:
                 batch_id=chunk["batch_id"],
                 storage_key=part.storage_key,
                 committed_at=self._database.now(),
+                place=last.scalar_subquery() + 1,  # the batch is locked: nobody else takes the same
             )
         )
         counted = {name: getattr(record, name) for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")}

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Select, insert, or_, select, u
 
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, duties
 
 
@@ -89,6 +90,8 @@ class Duties:
     def put_off(self, duty: Duty, *, trouble: str | None = None, seconds: float) -> None:
         """Gives a duty back to be tried again after a while, and perhaps says on its batch why."""
         with self._database.writing() as connection:
+            if trouble is not None:
+                lock_batch(connection, duty.batch_id)
             put_off = connection.execute(
                 update(duties).where(*_held(duty)).values(lease_until=None, not_before=self._database.now() + seconds)
             )

@@ -9,6 +9,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select
 
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.locks import keep_batches, lock_batch_whole
 from airflow_batch_llm.store.tables import index_batches, index_files
 
 MOST_AT_ONCE: Final = 64
@@ -38,6 +39,7 @@ class IndexFiles:
         """Notes a file with the results of one batch, which may be used for some time. Twice said, the last counts."""
         now = self._database.now()
         with self._database.writing() as connection:
+            lock_batch_whole(connection, batch_id)  # a merge at the same moment would bring the last file's line back
             connection.execute(delete(index_batches).where(index_batches.c.batch_id == batch_id))
             file_id = self._insert(connection, team, storage_key, level=0, rows=rows, size=size)
             connection.execute(
@@ -74,10 +76,10 @@ class IndexFiles:
         """Puts one file in the place of several, in one stroke; False if one of those is not there any more."""
         ids = [file.id for file in files]
         with self._database.writing() as connection:
-            found = connection.scalars(
-                select(index_files.c.id).where(index_files.c.id.in_(ids)).with_for_update()
-            ).all()
-            if len(found) != len(ids):
+            lines_of = select(index_batches.c.batch_id).where(index_batches.c.file_id.in_(ids))
+            # First of all: a batch that is deleted now takes its lines along, and none may come back in the new file.
+            keep_batches(connection, connection.scalars(lines_of.distinct()).all())
+            if len(_locked(connection, index_files.c.id.in_(ids))) != len(ids):
                 return False
             team, level = files[0].team, files[0].level
             new = self._insert(connection, team, storage_key, level=level + 1, rows=rows, size=size)
@@ -95,9 +97,8 @@ class IndexFiles:
 
     def drop_empty(self, team: str) -> list[str]:
         """Forgets the files without a result that may be used, and gives the storage keys of them."""
-        unused = select(index_files.c.id, index_files.c.storage_key).where(index_files.c.team == team, ~self._used())
         with self._database.writing() as connection:
-            found = connection.execute(unused).all()
+            found = _locked(connection, index_files.c.team == team, ~self._used())
             ids = [file_id for file_id, _ in found]
             connection.execute(delete(index_batches).where(index_batches.c.file_id.in_(ids)))
             connection.execute(delete(index_files).where(index_files.c.id.in_(ids)))
@@ -122,4 +123,11 @@ class IndexFiles:
 
 def forget_results(connection: Connection, batch_id: str) -> None:
     """Takes a batch's results out of use, in a transaction of the caller's."""
+    lock_batch_whole(connection, batch_id)
     connection.execute(delete(index_batches).where(index_batches.c.batch_id == batch_id))
+
+
+def _locked(connection: Connection, *which: ColumnElement[bool]) -> list[tuple[int, str]]:
+    """Ids and storage keys of index files that nobody else merges or drops until the transaction ends."""
+    query = select(index_files.c.id, index_files.c.storage_key).where(*which).order_by(index_files.c.id)
+    return [(row.id, row.storage_key) for row in connection.execute(query.with_for_update(of=index_files))]

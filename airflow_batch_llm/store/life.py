@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, insert, or_, select, update
 
 from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
 from airflow_batch_llm.store.files import StoredFile, insert_file
+from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
 
 
@@ -102,10 +103,11 @@ class BatchLife:
         with self._database.reading() as connection:
             return connection.execute(newer.limit(1)).first() is not None
 
+    @tried_again
     def activate(self, duty: Duty, plan: Plan) -> None:
         """Makes a staged plan real: the batch's chunks can be claimed from here on."""
         with self._database.writing() as connection:
-            batch = _row(connection, duty.batch_id)
+            batch = _locked(connection, duty)
             end_duty(connection, duty)
             started = connection.execute(
                 update(batches)
@@ -145,9 +147,11 @@ class BatchLife:
             )
             settle(connection, self._database, duty.batch_id)
 
+    @tried_again
     def fail(self, duty: Duty, errors: list[dict[str, Any]]) -> None:
         """Ends a batch whose input cannot be run."""
         with self._database.writing() as connection:
+            _locked(connection, duty)
             end_duty(connection, duty)
             ended = connection.execute(
                 update(batches)
@@ -158,6 +162,7 @@ class BatchLife:
                 raise DutyLostError(f"Batch {duty.batch_id} had ended before its plan failed.")
             add_duty(connection, duty.batch_id, DutyKind.NOTIFY)
 
+    @tried_again
     def finish(
         self,
         duty: Duty,
@@ -177,7 +182,7 @@ class BatchLife:
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
-            batch = _row(connection, duty.batch_id)
+            batch = _locked(connection, duty)
             all_done = manifest is not None and status == BatchStatus.COMPLETED
             end_duty(connection, duty)
             for file in (output, error):
@@ -232,7 +237,9 @@ class BatchLife:
 
 def settle(connection: Connection, database: Database, batch_id: str) -> None:
     """Moves a batch on once its last chunk is done, or once nobody works on an ending one any more."""
-    batch = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).one()
+    batch = lock_batch(connection, batch_id)
+    if batch is None:
+        return  # it ended and was deleted since somebody looked
     if batch.status == BatchStatus.IN_PROGRESS and batch.chunks_done == batch.chunks_total:
         connection.execute(
             update(batches)
@@ -270,6 +277,14 @@ def _settle_ending(connection: Connection, database: Database, batch: Any) -> No
         .values(finalizing_at=database.now())
     )
     add_duty(connection, batch.id, DutyKind.ASSEMBLE)
+
+
+def _locked(connection: Connection, duty: Duty) -> Mapping[str, Any]:
+    """The batch of a duty, before the duty itself is touched: who cancels a batch takes its duties in that order."""
+    batch = lock_batch(connection, duty.batch_id)
+    if batch is None:
+        raise DutyLostError(f"Batch {duty.batch_id} was deleted while its {duty.kind} duty went on.")
+    return batch._asdict()
 
 
 def _row(connection: Connection, batch_id: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, exists, or_
+from sqlalchemy import BindParameter, ColumnElement, and_, exists, or_
 
 from airflow_batch_llm.store.tables import chunks, workers
 
@@ -31,7 +31,7 @@ def serves(team: str) -> ColumnElement[bool]:
     return or_(workers.c.all_teams.is_(True), workers.c.team == team)
 
 
-def may_be_done_by(worker_id: str) -> ColumnElement[bool]:
+def may_be_done_by(worker_id: str | BindParameter[str]) -> ColumnElement[bool]:
     """Whether a row of ``chunks`` may be given to a worker."""
     return exists().where(
         workers.c.id == worker_id, or_(workers.c.all_teams.is_(True), workers.c.team == chunks.c.team)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 metadata: Final = MetaData(
@@ -149,7 +150,8 @@ chunks: Final = Table(
     Column("deaths", JSON(none_as_null=True)),
     Column("barren", Integer, nullable=False, server_default="0"),
     UniqueConstraint("batch_id", "number"),
-    Index("ix_chunks_claim", "state", "model", "endpoint", "priority", "id"),
+    Index("ix_chunks_claim", "state", "model", "endpoint", text("priority DESC"), "id"),
+    Index("ix_chunks_lease", "state", "lease_until"),
 )
 
 attempts: Final = Table(
@@ -187,7 +189,9 @@ parts: Final = Table(
     Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
+    Column("place", Integer, nullable=False, server_default="0"),
     Index(None, "batch_id", "committed_at"),
+    Index(None, "batch_id", "place"),
 )
 
 workers: Final = Table(

@@ -26,6 +26,7 @@ class TeamSecrets:
 
     def _made(self, team: str) -> bytes:
         with self._database.writing() as connection:
+            self._database.lock_name(connection, f"secret {team}")
             found = self._found(connection, team)
             if found is not None:
                 return found

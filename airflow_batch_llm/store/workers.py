@@ -9,7 +9,8 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError, NotFoundError
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, tried_again
+from airflow_batch_llm.store.locks import lock_batches
 from airflow_batch_llm.store.pools import Pool, serves
 from airflow_batch_llm.store.tables import attempts, chunks, worker_models, workers
 from airflow_batch_llm.worker_wire import Registration
@@ -33,6 +34,7 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @tried_again
     def register(self, pool: Pool, registration: Registration) -> str:
         """Notes a worker and gives its id.
 
@@ -43,6 +45,12 @@ class Workers:
         worker_id = f"worker-{uuid.uuid4().hex}"
         now = self._database.now()
         with self._database.writing() as connection:
+            # Two workers that register at once must see each other's engine identity.
+            self._database.lock_name(
+                connection,
+                f"worker {pool.team} {registration.name}",
+                *{f"model {served.model}" for served in registration.models},
+            )
             self._retire(connection, pool, registration.name)
             for served in registration.models:
                 self._check_identity(connection, pool, served.model, served.engine_identity, registration.name)
@@ -143,11 +151,9 @@ class Workers:
 
     def _retire(self, connection: Connection, pool: Pool, name: str) -> None:
         same = select(workers.c.id).where(pool.has_worker(), workers.c.name == name, workers.c.gone.is_(False))
-        connection.execute(
-            update(chunks)
-            .where(chunks.c.state == "leased", chunks.c.worker_id.in_(same))
-            .values(lease_until=self._database.now())
-        )
+        held = (chunks.c.state == "leased", chunks.c.worker_id.in_(same))
+        lock_batches(connection, connection.scalars(select(chunks.c.batch_id).where(*held).distinct()).all())
+        connection.execute(update(chunks).where(*held).values(lease_until=self._database.now()))
         connection.execute(update(workers).where(pool.has_worker(), workers.c.name == name).values(gone=True))
 
     def _dismiss(self, connection: Connection, model: str, identity: str | None) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 
 from airflow_batch_llm.client.answers import checked, translated
-from airflow_batch_llm.client.batch_client import TIMEOUT
+from airflow_batch_llm.client.batch_client import TIMEOUT, headers
+from airflow_batch_llm.client.replicas import REPEATABLE, base_urls, sync_transport
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.worker_wire import Claim, Extended, PartRecord, Registered, Registration
 
@@ -16,13 +17,17 @@ class ServiceLink:
     """``/worker/v1`` as Python calls.
 
     Raises :class:`LeaseLostError` where the lease is another's by now, :class:`RefusedError` for other refusals and
-    :class:`NoAnswerError` where nothing is known; then the same call may be made again, it takes effect once.
+    :class:`NoAnswerError` where nothing is known; then the same call may be made again, it takes effect once. ``url``
+    may be several addresses of one service with commas between them.
     """
 
     def __init__(self, url: str, token: str) -> None:
-        self.url = url.rstrip("/")
+        urls = base_urls(url)
+        self.url = ",".join(urls)
         with translated(self.url):
-            self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+            self._http = httpx.Client(
+                base_url=urls[0], headers=headers(token), timeout=TIMEOUT, transport=sync_transport(urls)
+            )
 
     def close(self) -> None:
         self._http.close()
@@ -70,7 +75,8 @@ class ServiceLink:
 
     def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
         with translated(self.url):
-            response = self._http.request(method, path, **request)
+            # A claim whose answer was lost costs an attempt: its lease runs out and the chunk is handed on.
+            response = self._http.request(method, path, extensions=REPEATABLE, **request)
         return checked(response, self.url)
 
 

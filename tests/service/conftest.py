@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pool import free_port
@@ -14,13 +16,29 @@ from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.tables import metadata, tokens
 from tests.conftest import RunningService, running_service
+from tests.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
 def standing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("standing")
+    with _standing(tmp_path_factory.mktemp("standing"), None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def standing_on_postgres(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: Postgres
+) -> Iterator[RunningService]:
+    with _standing(tmp_path_factory.mktemp("standing"), postgres_server.migrated()) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _standing(folder: Path, database_url: str | None) -> Iterator[RunningService]:
     (folder / "data").mkdir()
-    settings = ServiceSettings(home=folder / "home", data_roots=(folder / "data",), port=free_port())
+    settings = ServiceSettings(
+        home=folder / "home", data_roots=(folder / "data",), port=free_port(), database_url=database_url
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(TOKEN_VARIABLE, raising=False)
         state = ServiceState.open(settings)
@@ -29,8 +47,10 @@ def standing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
 
 
 @pytest.fixture
-def service(standing_service: RunningService) -> RunningService:
+def service(backend: str, request: pytest.FixtureRequest) -> RunningService:
     """The standing service with nothing in its store, its storage and its data root but its token."""
+    name = "standing_on_postgres" if backend == "postgres" else "standing_service"
+    standing_service: RunningService = request.getfixturevalue(name)
     with standing_service.state.database.writing() as connection:
         for table in reversed(metadata.sorted_tables):
             if table is not tokens:

@@ -10,7 +10,10 @@ import pytest
 from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
+
+pytestmark = BOTH_STORES
 
 
 def delete(service: RunningService, batch_id: str) -> httpx.Response:

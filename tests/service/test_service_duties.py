@@ -19,8 +19,11 @@ from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker, answer_all
 from tests.service.test_service_bad_input import submit, write_damaged
+
+pytestmark = BOTH_STORES
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +264,7 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         raise StoreTroubleError("The store cannot be used: database is locked.")
 
     monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
-    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.batches)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
     monkeypatch.setattr(service.state.duties, "free_those_of", away)
     keeper.start()
     try:

@@ -31,9 +31,12 @@ from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.tables import batches, tokens
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
 from tests.service.test_service_bad_input import submit
 from tests.store.test_store_chunks import TEAM, Store, store
+
+pytestmark = BOTH_STORES
 
 __all__ = ["store"]
 
@@ -91,16 +94,20 @@ def start(service: RunningService) -> Events:
 
 
 @pytest.fixture(scope="module")
-def standing_events(standing_service: RunningService) -> Iterator[Events]:
-    events = start(standing_service)
-    yield events
-    events.end()
+def standing_events() -> Iterator[dict[str, Events]]:
+    """By the URL of the service that they are of."""
+    started: dict[str, Events] = {}
+    yield started
+    for events in started.values():
+        events.end()
 
 
 @pytest.fixture
-def events(service: RunningService, standing_events: Events) -> Events:
+def events(service: RunningService, standing_events: dict[str, Events]) -> Events:
+    if service.url not in standing_events:
+        standing_events[service.url] = start(service)
     (service.data_root / "s.jsonl").write_text("".join(f'{{"a": {number}}}\n' for number in range(7)))
-    return standing_events
+    return standing_events[service.url]
 
 
 @pytest.fixture(autouse=True)

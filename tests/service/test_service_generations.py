@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService, eventually
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
+
+pytestmark = BOTH_STORES
 
 
 def submit(service: RunningService) -> Batch:

@@ -14,8 +14,11 @@ from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker_wire import Claim, RowLine
 from tests.conftest import RunningService
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
 from tests.service.test_service_bad_input import submit
+
+pytestmark = BOTH_STORES
 
 Claimed = tuple[Claim, list[RowLine]]
 

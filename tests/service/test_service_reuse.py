@@ -15,7 +15,10 @@ from airflow_batch_llm.service import result_index
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
+
+pytestmark = BOTH_STORES
 
 
 def submit(service: RunningService, texts: Sequence[str], name: str = "s", **options: Any) -> Batch:

@@ -334,7 +334,7 @@ def test_the_service_tells_whatever_breaks_off(
     standing = Store(settings.store_url)
     standing.database = Database(settings.store_url)
     batch_id = failed(standing)
-    keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.batches)
+    keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life)
     keeper.start()
     eventually(lambda: receiver.bodies, what="the webhook is told")
     keeper.stop()
@@ -354,7 +354,7 @@ def test_a_service_that_ended_while_a_webhook_was_silent_tells_it_again_at_once_
     standing.database = Database(settings.store_url)
     failed(standing)
     for told in (1, 2):
-        keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.batches)
+        keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life)
         keeper.start()
         eventually(lambda told=told: len(receiver.bodies) == told, seconds=5, what="the webhook is told")
         keeper.stop()

@@ -8,9 +8,11 @@ from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.store.duties import DutyLostError
 from airflow_batch_llm.store.life import Plan
+from tests.postgres import BOTH_STORES
 from tests.store.test_store_chunks import LEASE, TEAM, Store, part, store
 
 __all__ = ["store"]
+pytestmark = BOTH_STORES
 
 
 def _fail(store: Store) -> None:

@@ -18,9 +18,11 @@ from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.store.tables import tokens
 from airflow_batch_llm.store.tokens import Tokens
 from airflow_batch_llm.store.workers import ALIVE_SECONDS
+from tests.postgres import BOTH_STORES
 from tests.store.test_store_chunks import LEASE, POOL, TEAM, Store, part, store
 
 __all__ = ["store"]
+pytestmark = BOTH_STORES
 
 
 def _served(store: Store) -> dict[str, int]:

@@ -20,7 +20,6 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
-from airflow_batch_llm.child_process import named_pid
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.database import Database
@@ -106,7 +105,7 @@ class Killable(Tables):
             row = connection.execute(query.where(duties.c.batch_id == batch_id, duties.c.kind == kind)).first()
         if row is None:
             return 0, None
-        return row.attempt, None if row.done or row.lease_until is None else named_pid(row.holder)
+        return row.attempt, None if row.done or row.lease_until is None else int(row.holder.rpartition("-")[2])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from airflow_batch_llm.child_process import end_group, start_child
+from airflow_batch_llm.child_process import end_group, is_known_dead, process_name, start_child
 from tests.conftest import eventually
 
 WAITS = "import time; time.sleep(60)"
@@ -59,3 +59,22 @@ def test_ending_what_has_ended_gives_its_code() -> None:
     child = start_child([sys.executable, "-c", "raise SystemExit(3)"])
     child.wait()
     assert end_group(child, grace_seconds=0) == 3
+
+
+NAMED = "from airflow_batch_llm.child_process import process_name; print(process_name(), flush=True); input()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_only_a_process_of_this_very_place_that_is_gone_is_known_to_be_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", NAMED], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().decode().strip()
+        assert not is_known_dead(name)
+        process.kill()
+        eventually(lambda: is_known_dead(name), seconds=5)  # also before anybody has waited for it
+    assert is_known_dead(name)
+    host, place, pid, started = process_name().split(":")
+    assert not is_known_dead(process_name())
+    assert is_known_dead(f"{host}:{place}:{pid}:{int(started) - 1}")  # its process id came again
+    elsewhere = (f"{host}:{place[::-1]}:{pid}:1", f"{host}:{pid}", f"{host}:{'0' * 32}", "h", "")
+    assert [name for name in elsewhere if is_known_dead(name)] == []
