@@ -14,7 +14,7 @@ from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import add_duty
-from airflow_batch_llm.store.files import held_file
+from airflow_batch_llm.store.files import held_file, hold_sources
 from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.tables import attempts, batches, chunks, duties, files, index_batches, parts
 from airflow_batch_llm.wire import window_seconds
@@ -241,6 +241,7 @@ class Batches:
     def _store(self, connection: Connection, batch_id: str, generation: int, values: dict[str, Any]) -> None:
         if values["input_file_id"] is not None:
             held_file(connection, self._database, values["team"], values["input_file_id"], param="input_file_id")
+        hold_sources(connection, self._database, values["team"], values["dataset"])
         connection.execute(
             insert(batches).values(
                 **values,

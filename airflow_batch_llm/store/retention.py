@@ -6,15 +6,13 @@ So a process that dies in between leaves bytes that no record names, which the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
-    Text,
     and_,
-    cast,
     delete,
     exists,
     func,
@@ -23,13 +21,12 @@ from sqlalchemy import (
     update,
 )
 
-from airflow_batch_llm.models import ENDED, BatchStatus
+from airflow_batch_llm.models import ENDED, LIVING
 from airflow_batch_llm.store.batches import forget_batch
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.files import in_use
 from airflow_batch_llm.store.index_files import forget_results
 from airflow_batch_llm.store.tables import batches, files, index_batches, index_files
-
-LIVING: Final = tuple(status for status in BatchStatus if not status.ended)
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,6 @@ class EndedBatch:
 def ended_at(table: FromClause = batches) -> ColumnElement[float]:
     """When a batch ended; null while it lives."""
     return func.coalesce(table.c.completed_at, table.c.failed_at, table.c.expired_at, table.c.cancelled_at)
-
-
-def in_use(file_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether a batch that has not ended reads a file: its request file, or one that its dataset names."""
-    return exists().where(
-        batches.c.status.in_(LIVING),
-        or_(
-            batches.c.input_file_id == file_id,
-            # The ids are random: one that stands anywhere in a spec is that file's.
-            and_(batches.c.dataset.is_not(None), cast(batches.c.dataset, Text).contains(file_id)),
-        ),
-    )
 
 
 class Retention:
@@ -81,7 +66,7 @@ class Retention:
 
     def drop_staged(self, *, grace: float, limit: int) -> list[EndedBatch]:
         """Marks batches as without their staged plan that ended a while ago, and gives them."""
-        query = select(batches.c.id, batches.c.plan_key, batches.c.dataset.is_not(None).label("of_table")).where(
+        query = select(batches.c.id, batches.c.plan_key, batches.c.dataset).where(
             batches.c.staged_dropped_at.is_(None),
             batches.c.status.in_(ENDED),
             ended_at() < self._database.now() - grace,
@@ -91,7 +76,7 @@ class Retention:
             ids = [batch.id for batch in found]
             now = self._database.now()
             connection.execute(update(batches).where(batches.c.id.in_(ids)).values(staged_dropped_at=now))
-        return [EndedBatch(*batch) for batch in found]
+        return [EndedBatch(batch.id, batch.plan_key, batch.dataset is not None) for batch in found]
 
     def drop_bytes(self, *, keep: float, limit: int) -> list[str]:
         """Marks batches as without any bytes that ended long enough ago, forgets what others would reuse of them, and
