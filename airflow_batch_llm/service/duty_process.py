@@ -15,6 +15,7 @@ from airflow_batch_llm.child_process import process_name
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_context import DutyContext
+from airflow_batch_llm.service.scratch import scratch_folder
 from airflow_batch_llm.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,11 @@ def main() -> None:
     kind = DutyKind(sys.argv[1])
     settings = ServiceSettings.from_json(sys.stdin.buffer.read())
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {kind} %(message)s")
-    duty_runner = runner(kind, settings)
+    with scratch_folder(settings.scratch_root):
+        _work(runner(kind, settings), kind)
+
+
+def _work(duty_runner: DutyRunner, kind: DutyKind) -> None:
     while True:
         try:
             worked = duty_runner.run_once()

@@ -32,7 +32,7 @@ class S3Storage:
 
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
-        """As in the protocol. Until the block ends the bytes are in a file in the temporary folder (``TMPDIR``)."""
+        """As in the protocol. Until the block ends the bytes are in a file in the process's temporary folder."""
         name = self._name(key)
         with tempfile.NamedTemporaryFile(prefix="batch-llm-") as file:
             yield cast("BinaryIO", file)
