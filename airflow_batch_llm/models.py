@@ -25,6 +25,7 @@ class BatchStatus(StrEnum):
 
 
 ENDED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+LIVING: Final = frozenset(BatchStatus) - ENDED
 
 
 class ChunkState(StrEnum):

@@ -78,6 +78,14 @@ class ServiceSettings:
     """How long a table's answers may be used for equal rows of later batches, unless ``output_expires_after`` says."""
     gpu_hour_price: float | None = None
     """What an hour of a worker's engine costs, for estimates, in whatever money its reader thinks in."""
+    keep_seconds: int = 30 * 86_400
+    """How long what a batch stored is kept after its end: for its results, and for a retry to go on from."""
+    record_seconds: int = 365 * 86_400
+    """How long the record of an ended batch is kept: its spec, its counts, and that its key was used."""
+    grace_seconds: int = 86_400
+    """How long nothing is cleaned away that no record names (yet) or that somebody may be reading still."""
+    scratch: Path | None = None
+    """Where the service's processes put their temporary files if not below ``home``: a large and fast disk."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), default=str).encode()
@@ -90,6 +98,7 @@ class ServiceSettings:
         values["data_prefixes"] = tuple(values["data_prefixes"])
         values["team_roots"] = {team: tuple(roots) for team, roots in values["team_roots"].items()}
         values["limits"] = Limits(**values["limits"])
+        values["scratch"] = Path(values["scratch"]) if values["scratch"] else None
         values["webhooks"] = tuple(WebhookSettings(**webhook) for webhook in values["webhooks"])
         return cls(**values)
 
@@ -105,6 +114,10 @@ class ServiceSettings:
     @property
     def storage_root(self) -> Path:
         return self.home / "storage"
+
+    @property
+    def scratch_root(self) -> Path:
+        return self.scratch or self.home / "scratch"
 
     @property
     def token_path(self) -> Path:

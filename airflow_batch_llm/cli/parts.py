@@ -89,6 +89,16 @@ def serve(
     gpu_hour_price: Annotated[
         float | None, typer.Option(min=0, help="What an hour of a worker's engine costs, for estimates.")
     ] = None,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="How long what a batch stored is kept after its end, for results and retries.")
+    ] = 30,
+    record_days: Annotated[float, typer.Option(min=0, help="How long the record of an ended batch is kept.")] = 365,
+    grace_days: Annotated[
+        float, typer.Option(min=0, help="How long nothing is cleaned away that may be in use still.")
+    ] = 1,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Where temporary files go. [default: scratch below --home]")
+    ] = None,
     webhook_url: Annotated[
         str | None, typer.Option(envvar=WEBHOOK_URL_VARIABLE, help="Told when a batch ends.")
     ] = None,
@@ -108,6 +118,10 @@ def serve(
         database_url=database_url,
         reuse_seconds=reuse_days * 86_400,
         gpu_hour_price=gpu_hour_price,
+        keep_seconds=round(keep_days * 86_400),
+        record_seconds=round(record_days * 86_400),
+        grace_seconds=round(grace_days * 86_400),
+        scratch=real(scratch) if scratch else None,
         host=host,
         port=port,
         limits=Limits(

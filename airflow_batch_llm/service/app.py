@@ -20,6 +20,7 @@ from airflow_batch_llm.service.gate import Gate
 from airflow_batch_llm.service.notifier import check_webhooks
 from airflow_batch_llm.service.plain_values import only_plain_values
 from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
+from airflow_batch_llm.service.scratch import scratch_folder
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.supervisor import Supervisor
 from airflow_batch_llm.settings import ServiceSettings
@@ -57,6 +58,12 @@ def create_app(state: ServiceState) -> FastAPI:
 def serve(settings: ServiceSettings) -> None:
     """Runs the service until it is asked to end."""
     check_webhooks(settings.webhooks)
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with scratch_folder(settings.scratch_root):
+        _serve(settings)
+
+
+def _serve(settings: ServiceSettings) -> None:
     state = ServiceState.open(settings)
     supervisor = Supervisor(settings, state.duties, state.life)
     supervisor.start()

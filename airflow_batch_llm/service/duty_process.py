@@ -16,6 +16,7 @@ from airflow_batch_llm.child_process import child_name, process_name
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_context import DutyContext
+from airflow_batch_llm.service.scratch import scratch_folder
 from airflow_batch_llm.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,11 @@ def main() -> None:
     kind, service = DutyKind(sys.argv[1]), sys.argv[2]
     settings = ServiceSettings.from_json(sys.stdin.buffer.read())
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {kind} %(message)s")
-    duty_runner = runner(kind, settings, child_name(service, kind, os.getpid()))
+    with scratch_folder(settings.scratch_root):
+        _work(runner(kind, settings, child_name(service, kind, os.getpid())), kind)
+
+
+def _work(duty_runner: DutyRunner, kind: DutyKind) -> None:
     while True:
         try:
             worked = duty_runner.run_once()

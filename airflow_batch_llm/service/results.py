@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm import clock
+from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.committed_results import committed_results
 from airflow_batch_llm.service.file_results import file_results
@@ -47,6 +48,7 @@ def result_page(
 def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> Iterator[PlacedRow]:
     kind, first, second = _parsed(after)
     places = state.places.of(record["team"])
+    check_kept(record)
     sources: dict[str, tuple[bool, Callable[[], Iterator[PlacedRow]]]] = {
         "line": (bool(record["manifest"]), lambda: target_results(places, record["manifest"], first, second)),
         "row": (_has_files(record), lambda: file_results(state, record, first)),
@@ -58,6 +60,19 @@ def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> 
     if kind is not None:
         raise _wrong(after)
     return iter(())
+
+
+def check_kept(record: Mapping[str, Any]) -> None:
+    """Raises :class:`NotFoundError` for a batch whose bytes were cleaned away."""
+    if record["bytes_dropped_at"] is None:
+        return
+    target = (record["manifest"] or {}).get("files")
+    left = f" Its target was not touched: {target[0]['uri']}." if target else ""
+    raise NotFoundError(
+        f"The results of batch {record['id']} have expired: they were kept until "
+        f"{clock.from_unix(record['bytes_dropped_at']):%Y-%m-%d %H:%M} UTC.{left}",
+        code="results_expired",
+    )
 
 
 def _parsed(after: str | None) -> tuple[str | None, int, int]:

@@ -17,13 +17,13 @@ from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.storage.local_tree import OutsideError
 from airflow_batch_llm.storage.tree import Entry
-from airflow_batch_llm.store.files import StoredFile
+from airflow_batch_llm.store.files import FILE_ID, StoredFile
 
 PARAM: Final = "dataset.source"
 MOST_FILES: Final = 100_000
 """A list of them is held in memory and repeated in the manifest."""
 
-UPLOADED: Final = re.compile(r"file-[A-Za-z0-9_-]+")
+UPLOADED: Final = FILE_ID
 _PARTITION: Final = re.compile(r"([^=/]+)=([^/]*)")
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from airflow_batch_llm.child_process import child_name, is_known_dead, process_name, start_child
 from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.service.cleaner import Cleaner
 from airflow_batch_llm.service.notifier import Notifier
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.database import StoreTroubleError
@@ -52,6 +53,7 @@ class Supervisor:
             self._thread(f"{kind} process", self._keep, kind)
         self._thread("tidy", self._tidy)
         self._thread("notify", self._notify)
+        self._thread("clean", Cleaner.open(self.settings).run_until, self._over)
 
     def stop(self) -> None:
         self._over.set()

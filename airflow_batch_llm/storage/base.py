@@ -12,8 +12,9 @@ Every error of a storage or of a tree of tables is an :class:`OSError`, and whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -24,6 +25,15 @@ class ChangedError(OSError):
 
 class StorageTroubleError(OSError):
     """A storage gave no answer, or one that says nothing about what is there. Another try may go better."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """A key as a storage's own listing has it. ``stored_at`` is in seconds since 1970, on the storage's clock."""
+
+    key: str
+    size: int
+    stored_at: float
 
 
 class Storage(Protocol):
@@ -44,11 +54,23 @@ class Storage(Protocol):
     def list(self, prefix: str) -> Iterator[str]:
         """The keys below a folder, in the order of their characters."""
 
+    def scan(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        """What :meth:`list` gives behind the key ``after``, with size and age. Streams: page by page, or by folder."""
+
     def delete(self, key: str) -> None:
         """Forgets ``key``, if it is there."""
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Forgets the keys that are there. If it raises, some may be left, and a second call goes on."""
+
     def delete_prefix(self, prefix: str) -> None:
         """Forgets every key below a folder."""
+
+    def drop_unfinished(self, *, before: float, ours: Callable[[str], bool]) -> int:
+        """Removes what writes have left that never ended, and gives how many those were.
+
+        Of those alone that were begun (locally: last written to) before a time, and whose key ``ours`` knows.
+        """
 
 
 def checked_key(key: str) -> str:

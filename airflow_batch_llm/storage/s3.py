@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from airflow_batch_llm.storage.base import checked_key
+from airflow_batch_llm.storage.base import StoredObject, checked_key
 from airflow_batch_llm.storage.s3_client import client, translated
-from airflow_batch_llm.storage.s3_keys import delete_all, pages
+from airflow_batch_llm.storage.s3_keys import delete_all, delete_keys, pages
 from airflow_batch_llm.storage.s3_stream import open_object
-from airflow_batch_llm.storage.s3_upload import upload
+from airflow_batch_llm.storage.s3_upload import drop_unfinished_uploads, upload
 
 
 class S3Storage:
@@ -32,7 +32,7 @@ class S3Storage:
 
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
-        """As in the protocol. Until the block ends the bytes are in a file in the temporary folder (``TMPDIR``)."""
+        """As in the protocol. Until the block ends the bytes are in a file in the process's temporary folder."""
         name = self._name(key)
         with tempfile.NamedTemporaryFile(prefix="batch-llm-") as file:
             yield cast("BinaryIO", file)
@@ -45,18 +45,33 @@ class S3Storage:
             yield cast("BinaryIO", stream)
 
     def list(self, prefix: str) -> Iterator[str]:
-        for page in pages(self._bucket, self._folder(prefix)):
+        for found in self.scan(prefix):
+            yield found.key
+
+    def scan(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        folder = self._folder(prefix)
+        for page in pages(self._bucket, folder, after=self._root + after if after else ""):
             for found in page:
                 if not found["Key"].endswith("/"):
-                    yield found["Key"].removeprefix(self._root)
+                    key = found["Key"].removeprefix(self._root)
+                    yield StoredObject(key, found["Size"], found["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         name = self._name(key)
         with translated(self._bucket, name, needs="s3:DeleteObject"):
             client().delete_object(Bucket=self._bucket, Key=name)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        delete_keys(self._bucket, [self._name(key) for key in keys])
+
     def delete_prefix(self, prefix: str) -> None:
         delete_all(self._bucket, self._folder(prefix))
+
+    def drop_unfinished(self, *, before: float, ours: Callable[[str], bool]) -> int:
+        def known(name: str) -> bool:
+            return ours(name.removeprefix(self._root))
+
+        return drop_unfinished_uploads(self._bucket, self._root, before=before, ours=known)
 
     def _name(self, key: str) -> str:
         return self._root + checked_key(key)

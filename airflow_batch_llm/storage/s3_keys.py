@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from airflow_batch_llm.storage.base import StorageTroubleError
@@ -12,9 +12,12 @@ PAGE: Final = 1000
 """S3 neither lists nor deletes more at once."""
 
 
-def pages(bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    """The objects whose keys begin with ``prefix``, in the order of their keys, as boto3 describes them."""
+def pages(bucket: str, prefix: str, *, after: str = "") -> Iterator[list[dict[str, Any]]]:
+    """The objects whose keys begin with ``prefix`` and come behind ``after``, in the order of their keys, as boto3
+    describes them."""
     asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE}
+    if after:
+        asked["StartAfter"] = after
     while True:
         with translated(bucket, prefix, needs="s3:ListBucket"):
             answer = client().list_objects_v2(**asked)
@@ -36,8 +39,15 @@ def delete_all(bucket: str, prefix: str) -> None:
     for page in pages(bucket, prefix):
         if not page:
             return
-        with translated(bucket, prefix, needs="s3:DeleteObject"):
-            asked = {"Objects": [{"Key": found["Key"]} for found in page], "Quiet": True}
+        delete_keys(bucket, [found["Key"] for found in page])
+
+
+def delete_keys(bucket: str, keys: Sequence[str]) -> None:
+    """Deletes the objects with these keys that are there."""
+    for start in range(0, len(keys), PAGE):
+        some = keys[start : start + PAGE]
+        with translated(bucket, some[0], needs="s3:DeleteObject"):
+            asked = {"Objects": [{"Key": key} for key in some], "Quiet": True}
             answer = client().delete_objects(Bucket=bucket, Delete=asked)
         if kept := answer.get("Errors"):
             raise _not_deleted(bucket, kept)

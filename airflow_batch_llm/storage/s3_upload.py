@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,8 @@ def upload(path: Path, bucket: str, key: str) -> None:
     """Stores the file's content under ``key``, in place of what may be there.
 
     A large file goes up in parts that S3 puts together at the end. What a killed process has sent of one is seen by
-    nobody, but kept until the bucket's rule for incomplete uploads removes it (AbortIncompleteMultipartUpload).
+    nobody, but kept until :func:`drop_unfinished_uploads` or the bucket's own rule for incomplete uploads
+    (AbortIncompleteMultipartUpload) removes it.
     """
     with translated(bucket, key, needs=_NEEDS):
         _send(path, {"Bucket": bucket, "Key": key})
@@ -59,6 +60,31 @@ def upload_new(path: Path, bucket: str, key: str) -> None:
                         raise FileExistsError(f"There is an object s3://{bucket}/{key} already.") from error
                     raise
             return
+
+
+def drop_unfinished_uploads(bucket: str, prefix: str, *, before: float, ours: Callable[[str], bool]) -> int:
+    """Gives up the uploads in parts that were begun before a time and never ended; gives how many.
+
+    Of those below ``prefix`` whose keys ``ours`` knows.
+    """
+    dropped = 0
+    for begun in _unfinished(bucket, prefix):
+        if begun["Initiated"].timestamp() < before and ours(begun["Key"]):
+            with translated(bucket, begun["Key"], needs="s3:AbortMultipartUpload"):
+                client().abort_multipart_upload(Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
+            dropped += 1
+    return dropped
+
+
+def _unfinished(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        with translated(bucket, prefix, needs="s3:ListBucketMultipartUploads"):
+            answer = client().list_multipart_uploads(**asked)
+        yield from answer.get("Uploads", [])
+        if not answer.get("IsTruncated"):
+            return
+        asked |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
 
 def _is_ours(target: dict[str, str], mark: str) -> bool:

@@ -23,11 +23,12 @@ from sqlalchemy import (
     update,
 )
 
+from airflow_batch_llm.clock import from_unix
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import add_duty
-from airflow_batch_llm.store.files import held_file
+from airflow_batch_llm.store.files import held_file, hold_sources
 from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch, lock_batch_whole
 from airflow_batch_llm.store.tables import attempts, batches, chunks, duties, files, index_batches, parts
@@ -201,11 +202,7 @@ class Batches:
                     code="batch_in_use",
                     param="batch_id",
                 )
-            of_batch = select(chunks.c.id).where(chunks.c.batch_id == batch_id)
-            connection.execute(delete(attempts).where(attempts.c.chunk_id.in_(of_batch)))
-            for table in (parts, chunks, duties, index_batches):
-                connection.execute(delete(table).where(table.c.batch_id == batch_id))
-            connection.execute(delete(batches).where(batches.c.id == batch_id))
+            forget_batch(connection, batch_id)
             gone = {"deleted_at": self._database.now()}
             results = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id is not None]
             connection.execute(update(files).where(files.c.id.in_(results), files.c.deleted_at.is_(None)).values(gone))
@@ -270,6 +267,7 @@ class Batches:
     def _store(self, connection: Connection, batch_id: str, generation: int, values: dict[str, Any]) -> None:
         if values["input_file_id"] is not None:
             held_file(connection, self._database, values["team"], values["input_file_id"], param="input_file_id")
+        hold_sources(connection, self._database, values["team"], values["dataset"])
         connection.execute(
             insert(batches).values(
                 **values,
@@ -310,6 +308,15 @@ class Batches:
         return connection.execute(select(batches).where(batches.c.id == batch_id)).one()._asdict()
 
 
+def forget_batch(connection: Connection, batch_id: str) -> None:
+    """Deletes a batch's record with all that hangs on it, but for its files, in a transaction of the caller's."""
+    of_batch = select(chunks.c.id).where(chunks.c.batch_id == batch_id)
+    connection.execute(delete(attempts).where(attempts.c.chunk_id.in_(of_batch)))
+    for table in (parts, chunks, duties, index_batches):
+        connection.execute(delete(table).where(table.c.batch_id == batch_id))
+    connection.execute(delete(batches).where(batches.c.id == batch_id))
+
+
 def _check_retry(batch: Any, last: Any) -> None:
     if last.id != batch.id:
         raise ConflictError(
@@ -322,6 +329,13 @@ def _check_retry(batch: Any, last: Any) -> None:
             f"Batch {batch.id} is {batch.status}: only one that completed, expired or was cancelled can be retried. "
             "Nothing was submitted.",
             code="not_retryable",
+        )
+    if batch.bytes_dropped_at is not None:
+        until = from_unix(batch.bytes_dropped_at)
+        raise ConflictError(
+            f"What batch {batch.id} had done is gone: it was kept until {until:%Y-%m-%d %H:%M} UTC, so there is "
+            "nothing to go on from. Nothing was submitted. Submit it as a new batch.",
+            code="results_expired",
         )
     if batch.rows_done == batch.rows_total > 0 and batch.rows_failed == 0:
         raise ConflictError(

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    cast,
+    exists,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.models import LIVING, BatchStatus
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import batches, files
+
+FILE_ID: Final = re.compile(r"file-[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,28 @@ def held_file(
     """The file, which cannot be deleted before the caller's transaction ends."""
     query = _living(database, team, file_id).with_for_update(read=True)
     return _found(connection.execute(query).first(), file_id, param)
+
+
+def hold_sources(connection: Connection, database: Database, team: str, dataset: Mapping[str, Any] | None) -> None:
+    """Holds the uploaded files that a dataset is of, in the same way."""
+    for file_id in _uploaded(dataset):
+        held_file(connection, database, team, file_id, param="dataset.source")
+
+
+def _uploaded(dataset: Mapping[str, Any] | None) -> Iterator[str]:
+    source = [] if dataset is None else dataset["source"]
+    return (place for place in ([source] if isinstance(source, str) else source) if FILE_ID.fullmatch(place))
+
+
+def reads(file_id: ColumnElement[str] | str) -> ColumnElement[bool]:
+    """Whether a batch is of a file: its request file, or one that its dataset names."""
+    named = cast(batches.c.dataset, Text).contains(file_id)  # ids are random: what has one in it means that file
+    return or_(batches.c.input_file_id == file_id, named)
+
+
+def in_use(file_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a batch that has not ended is of a file."""
+    return exists().where(batches.c.status.in_(LIVING), reads(file_id))
 
 
 class Files:
@@ -131,7 +171,7 @@ def _found(row: Row[Any] | None, file_id: str, param: str) -> StoredFile:
 
 
 def _check_unused(connection: Connection, file_id: str) -> None:
-    query = select(batches.c.id).where(batches.c.input_file_id == file_id, batches.c.status == BatchStatus.VALIDATING)
+    query = select(batches.c.id).where(batches.c.status == BatchStatus.VALIDATING, reads(file_id))
     batch_id = connection.execute(query.limit(1)).scalar()
     if batch_id is not None:
         raise ConflictError(

@@ -63,10 +63,12 @@ class BatchLife:
     def generation_before(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The batch that this one goes on from: the last generation before it that was planned, of the same content.
 
-        That has all answers of those before it.
+        That has all answers of those before it. One whose bytes are gone has none.
         """
         earlier = self._earlier(batch).where(
-            batches.c.content_sha256 == batch["content_sha256"], batches.c.plan_key.is_not(None)
+            batches.c.content_sha256 == batch["content_sha256"],
+            batches.c.plan_key.is_not(None),
+            batches.c.bytes_dropped_at.is_(None),
         )
         with self._database.reading() as connection:
             row = connection.execute(earlier.order_by(batches.c.generation.desc()).limit(1)).first()

@@ -63,7 +63,9 @@ files: Final = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("deleted_at", Double),
+    Column("dropped_at", Double),
     Index(None, "team", "created_at"),
+    Index(None, "dropped_at", "expires_at"),
 )
 
 batches: Final = Table(
@@ -118,10 +120,14 @@ batches: Final = Table(
     Column("engine_identity", String(128)),
     Column("rows_duplicate", BigInteger, nullable=False, server_default="0"),
     Column("rows_reused", BigInteger, nullable=False, server_default="0"),
+    Column("staged_dropped_at", Double),
+    Column("bytes_dropped_at", Double),
     UniqueConstraint("team", "key", "generation"),
     Index(None, "team", "created_at"),
     Index(None, "team", "series"),
     Index(None, "status"),
+    Index(None, "staged_dropped_at"),
+    Index(None, "bytes_dropped_at"),
 )
 
 chunks: Final = Table(
@@ -259,4 +265,18 @@ duties: Final = Table(
     Column("not_before", Double),
     Column("done", Boolean, nullable=False),
     Index(None, "kind", "done"),
+)
+
+cleaning: Final = Table(
+    "cleaning",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("store_id", String(32), nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("holder", String(128)),
+    Column("lease_until", Double),
+    Column("not_before", Double),
+    Column("place", Text),
+    Column("swept_at", Double),
+    Column("trouble", Text),
 )

@@ -17,6 +17,9 @@ from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.tables import metadata, tokens
 from tests.conftest import RunningService, running_service
 from tests.postgres import Postgres
+from tests.s3_server import Bucket, s3, s3_server
+
+__all__ = ["s3", "s3_server"]
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +62,24 @@ def service(backend: str, request: pytest.FixtureRequest) -> RunningService:
         shutil.rmtree(folder)
         folder.mkdir()
     return dataclasses.replace(standing_service)
+
+
+@pytest.fixture(params=["local", "s3"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningService]:
+    """A service with its own bytes in a directory, and one with them on S3; its tables lie in a directory."""
+    if request.param == "local":
+        yield request.getfixturevalue("service")
+        return
+    bucket: Bucket = request.getfixturevalue("s3")
+    (tmp_path / "data").mkdir()
+    settings = ServiceSettings(
+        home=tmp_path / "home",
+        data_roots=(tmp_path / "data",),
+        storage_url=bucket.uri("own/bytes"),
+        port=free_port(),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(TOKEN_VARIABLE, raising=False)
+        state = ServiceState.open(settings)
+    with running_service(state, settings.token_path.read_text().strip()) as running:
+        yield running

@@ -1,0 +1,197 @@
+"""The cleaner deletes nothing that anything needs: batches in any state, cleaned at any time, still have every row."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from openai import OpenAI
+from sqlalchemy import Double, literal
+
+from airflow_batch_llm.errors import ConflictError, NotFoundError
+from airflow_batch_llm.service import duties
+from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
+from tests.conftest import RunningService
+from tests.service.answering import AnsweringWorker
+from tests.service.keeping import DAY, House
+from tests.service.requests import file_of, line, openai_client
+
+WORDS = [f"word {number}" for number in range(12)]
+REFUSALS = {"results_expired", "nothing_to_retry", "superseded", "not_retryable", "file_not_found"}
+STEPS = 45
+
+
+@dataclass
+class Chaos:
+    """Does at random what users, workers, duties and time do; every process looks at the same clock."""
+
+    service: RunningService
+    client: OpenAI
+    chance: random.Random
+    house: House
+    worker: AnsweringWorker
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    """The texts of each table, by name; its batches have that as their key."""
+    files: dict[str, int] = field(default_factory=dict)
+    """The rows of each batch of a request file."""
+    ids: dict[str, str] = field(default_factory=dict)
+    """The table of each batch."""
+    done: set[str] = field(default_factory=set)
+
+    def step(self) -> None:
+        steps = [self.new_table, self.again, self.new_file, self.plan, self.some_work, self.work, self.assemble]
+        steps += [self.cancel, self.retry, self.clean, self.clean]
+        self.chance.choice(steps)()
+
+    def new_table(self) -> None:
+        name = f"t{len(self.tables)}"
+        self.tables[name] = self.chance.choices(WORDS, k=self.chance.randrange(1, 9))
+        pq.write_table(pa.table({"text": self.tables[name]}), self.service.data_root / f"{name}.parquet")
+        self.submit(name)
+
+    def again(self) -> None:
+        if self.tables:
+            self.submit(self.chance.choice(list(self.tables)))
+
+    def submit(self, name: str) -> None:
+        spec = DatasetSpec(
+            source=f"{name}.parquet", target=f"{name}-out.parquet", messages=[Message(role="user", content="{text}")]
+        )
+        number = int(name[1:])
+        more: dict[str, Any] = {"completion_window": "3d"} if number % 4 == 3 else {}
+        reuse = "never" if number % 3 == 2 else "auto"
+        batch = self.service.client.submit(BatchCreate(dataset=spec, model="m", key=name, reuse=reuse, **more))
+        self.ids[batch.id] = name
+
+    def new_file(self) -> None:
+        rows = self.chance.randrange(1, 7)
+        content = io.BytesIO(file_of(line(number) for number in range(rows)))
+        stored = self.client.files.create(
+            file=("r.jsonl", content),
+            purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": self.chance.choice([3_600, 2_592_000])},
+        )
+        batch = self.client.batches.create(
+            input_file_id=stored.id, endpoint="/v1/chat/completions", completion_window="90d"
+        )
+        self.files[batch.id] = rows
+
+    def plan(self) -> None:
+        self.service.plan()
+
+    def some_work(self) -> None:
+        claimed = self.worker.claim()
+        if claimed is None:
+            return
+        claim, lines = claimed
+        some = lines[: self.chance.randrange(len(lines) + 1)]
+        parts = [self.worker.store(claim, 0, some)] if some else []
+        if self.chance.random() < 0.5:
+            self.worker.link.release(claim, parts, outcome="stopped")
+        else:
+            self.worker.link.extend(claim, parts)  # and is never heard of again
+
+    def work(self) -> None:
+        self.worker.failing = set(self.chance.sample(range(9), self.chance.choice([0, 0, 3])))
+        self.worker.work()
+
+    def assemble(self) -> None:
+        while self.service.assemble():
+            pass
+
+    def cancel(self) -> None:
+        if batches := [*self.ids, *self.files]:
+            self.tolerated(lambda: self.service.client.cancel(self.chance.choice(batches)))
+
+    def retry(self) -> None:
+        if not (batches := [*self.ids, *self.files]):
+            return
+        before = self.chance.choice(batches)
+        again = self.tolerated(lambda: self.service.client.retry(before))
+        if again is not None:
+            of = self.files if before in self.files else self.ids
+            of[again.id] = of[before]  # type: ignore[assignment]
+
+    def clean(self) -> None:
+        self.check()
+        self.pass_time(self.chance.choice([0.05, 0.3, 1.1, 2, 10, 31, 45]))
+
+    def pass_time(self, days: float) -> None:
+        self.house.later(days)
+        self.service.state.life.expire_due()
+        self.service.state.life.settle_ending()
+        self.check()
+
+    def tolerated(self, call: Any) -> Any:
+        try:
+            return call()
+        except (ConflictError, NotFoundError) as error:
+            if error.code not in REFUSALS | {"batch_not_found"}:
+                raise
+            return None
+
+    def finish(self) -> None:
+        """Everything that lives comes to its end."""
+        self.house.now += DAY / 100  # past the leases of workers that were never heard of again
+        for _ in range(100):
+            self.service.state.life.settle_ending()
+            self.worker.failing = ()
+            if not any([self.service.plan(), self.worker.work(), self.service.assemble()]):
+                return
+            self.house.now += 1
+        raise AssertionError("Something never ends.")
+
+    def check(self) -> None:
+        """Every batch that ended, and whose results have not expired, gives each of its rows, once, in order."""
+        with self.service.state.database.reading() as connection:
+            troubled = connection.exec_driver_sql("SELECT id, status, trouble FROM batches WHERE trouble LIKE '%met%'")
+            assert list(troubled) == []
+        for batch_id in [*self.ids, *self.files]:
+            batch = self.tolerated(lambda one=batch_id: self.service.client.get(one))
+            if batch is None or not batch.status.ended or batch.errors is not None:
+                continue
+            self.done.add(batch_id)
+            try:
+                rows = list(self.service.client.results(batch_id))
+            except NotFoundError as error:
+                if error.code not in ("results_expired", "target_gone", "file_not_found"):
+                    raise
+                continue
+            if batch.dataset is not None and batch.manifest is not None:
+                assert [row["text"] for row in rows] == self.tables[self.ids[batch_id]]
+                assert all((row["llm_output"] is not None) == (row["llm_status"] == "success") for row in rows)
+                assert sum(batch.manifest.counts.values()) == len(rows)
+            elif batch.input_file_id is not None and (batch.output_file_id or batch.error_file_id):
+                assert [row["custom_id"] for row in rows] == [f"row-{number}" for number in range(len(rows))]
+                assert len(rows) == self.files[batch_id]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_cleaner_deletes_nothing_that_anything_needs(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    house = House(service)
+    house.now = time.time()
+    monkeypatch.setattr(Database, "now", lambda _: literal(house.now, Double))
+    monkeypatch.setattr(duties, "ENDING_SECONDS", 0.0)
+    worker = AnsweringWorker(service, engine_identity="e", part_rows=2)
+    with openai_client(service) as client:
+        chaos = Chaos(service, client, random.Random(seed), house, worker)
+        for _ in range(STEPS):
+            chaos.step()
+        chaos.finish()
+        chaos.check()
+        living = [batch for batch in (*chaos.ids, *chaos.files) if batch not in chaos.done]
+        ended = [chaos.tolerated(lambda one=batch: service.client.get(one)) for batch in living]
+        assert all(batch is None or batch.status.ended for batch in ended), ended
+        assert len(chaos.done) > 3
+        for days in (40, 400, 400):
+            chaos.pass_time(days)
+    assert house.keys() == []
