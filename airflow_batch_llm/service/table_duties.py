@@ -89,7 +89,10 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
             manifest = _written(context, batch, spec, assembler)
             _note_answers(context, batch, assembler, folder)
     failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
-    context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_failed=failed)
+    done = failed + manifest.counts.get(RowStatus.SUCCESS, 0)
+    context.life.finish(
+        duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_done=done, rows_failed=failed
+    )
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
     _tidy_index(context, batch["team"])
 

@@ -128,7 +128,7 @@ class Batches:
         if not rows:
             return None
         seconds = max(1.0, min(RATE_SECONDS, age))
-        return Rate(rows / seconds, tokens / seconds)
+        return Rate(float(rows) / seconds, float(tokens) / seconds)
 
     def cancel(self, team: str, batch_id: str, *, holder: str | None = None) -> Mapping[str, Any]:
         """Asks for the end of a batch; one that is ending or has ended stays as it is.

@@ -166,19 +166,19 @@ class BatchLife:
         manifest: dict[str, Any] | None = None,
         output: StoredFile | None = None,
         error: StoredFile | None = None,
+        rows_done: int | None = None,
         rows_failed: int | None = None,
         estimate: dict[str, Any] | None = None,
         trouble: str | None = None,
     ) -> None:
         """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
-        ``rows_failed`` counts those that got a failed row's answer as well. A cancel that came while the results were
+        ``rows_done`` and ``rows_failed`` count those as well that got the answer of an equal row. A cancel that came while the results were
         assembled makes the duty start again: see :class:`DutyLostError`.
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
             batch = _row(connection, duty.batch_id)
-            all_done = manifest is not None and status == BatchStatus.COMPLETED
             end_duty(connection, duty)
             for file in (output, error):
                 if file is not None:
@@ -192,7 +192,7 @@ class BatchLife:
                         f"{status}_at": self._database.now(),
                         "manifest": manifest,
                         "estimate": estimate,
-                        "rows_done": batch["rows_total"] if all_done else batch["rows_done"],
+                        "rows_done": batch["rows_done"] if rows_done is None else rows_done,
                         "rows_failed": batch["rows_failed"] if rows_failed is None else rows_failed,
                         "output_file_id": output.id if output else None,
                         "error_file_id": error.id if error else None,
@@ -244,7 +244,7 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch.id)
-            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
+            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now(), trouble=None)
         )
         drop_duty(connection, batch.id, DutyKind.PLAN)
         add_duty(connection, batch_id, DutyKind.NOTIFY)
