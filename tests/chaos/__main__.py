@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos.schedule import Outcome, run
-from tests.chaos.stores import StoreKind, fresh_stores
+from tests.chaos.stores import StoreKind, fresh_stores, memory
 
 SHOWN_EVERY = 50
 
@@ -23,7 +23,7 @@ def main() -> None:
     kinds: list[StoreKind] = ["sqlite", "postgres"] if given.store == "both" else [given.store]
     failed = 0
     for kind in kinds:
-        with tempfile.TemporaryDirectory() as folder, fresh_stores(kind, Path(folder)) as fresh:
+        with tempfile.TemporaryDirectory(dir=memory()) as folder, fresh_stores(kind, Path(folder)) as fresh:
             totals, begun = Totals(kind), time.monotonic()
             for seed in range(given.seed, given.seed + given.schedules):
                 outcome = run(seed, fresh, steps=given.steps)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.storage.tree import Entry, Tree
@@ -15,11 +15,16 @@ from airflow_batch_llm.store.database import Database
 from tests.chaos.seams import Seams
 
 
+_ENGINES: Final[dict[str, Engine]] = {}
+"""Kept between schedules, for what takes longest is to compile the statements anew."""
+
+
 class ChaosDatabase(Database):
     """The real store. Its tables are there already, and after each commit somebody looks at it."""
 
     def __init__(self, url: str, *, clock: Callable[[], float], seams: Seams, committed: Callable[[], None]) -> None:
         super().__init__(url, clock=clock)
+        self._engine = _ENGINES.setdefault(url, self._engine)
         self._seams = seams
         self._saw_commit = committed
 

@@ -58,7 +58,7 @@ class Client:
             Act("submits again", self.submit, 0.5),
             Act("looks", self.look, 0.5),
             Act("cancels", self.cancel, 0.25),
-            Act("changes its source", self.changes, 0.1),
+            Act("changes its source", self.changes, 0.15),
         ]
         if self.last is not None and self.last.status in ENDED:
             acts += [Act("retries", self.retry, 0.7), Act("deletes", self.delete, 0.1)]

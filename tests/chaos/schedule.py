@@ -13,22 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.notifier import Notifier
 from tests.chaos.actors import Act, Actor, Clock, DutyProcess, Tidy
 from tests.chaos.answers import Engine
 from tests.chaos.client_actor import Client, FileClient, TableClient
 from tests.chaos.invariants import broken
-from tests.chaos.stores import FreshStore
+from tests.chaos.stores import FreshStore, memory
 from tests.chaos.watch import ENDED
 from tests.chaos.worker_actor import WorkerActor
-from tests.chaos.world import World
+from tests.chaos.world import LEASE_SECONDS, World
 
 MOST_ROUNDS: Final = 40
 """How often everybody gets a turn after the faults, until nothing is left to do."""
 ROUND_SECONDS: Final = 61.0
 """How far the clock goes on in each: beyond every lease and every pause."""
-MEMORY: Final = Path("/dev/shm")  # noqa: S108 (a file system in memory, where there is one)
 
 
 @dataclass
@@ -50,10 +51,10 @@ class Outcome:
 def run(seed: int, fresh: FreshStore, *, steps: int | None = None) -> Outcome:
     """Runs the schedule of a seed; the same seed gives the same one."""
     logging.disable(logging.CRITICAL)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=MEMORY if MEMORY.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=memory()))
     try:
         rng = random.Random(seed)
-        world = World(folder, fresh(folder), rng)
+        world = World(folder, fresh(), rng)
         with world.in_place():
             world.open()
             with closing(world):
@@ -85,9 +86,11 @@ class Schedule:
         self.duties = [
             DutyProcess(self.world, kind, number)
             for kind in (DutyKind.PLAN, DutyKind.ASSEMBLE)
-            for number in range(rng.randint(1, 2))
+            for number in range(rng.choice([1, 2, 2]))
         ]
         self.tidy = Tidy(self.world)
+        # No webhook is set, so it never sends anything.
+        self._notifier = Notifier("notifier", (), self.world.state.database, httpx.Client(transport=self.world.transport))
         self.actors: list[Actor] = [*self.clients, *self.workers, *self.duties, self.tidy, Clock(self.world)]
         self.world.seams.meanwhile = self._meanwhile
 
@@ -126,7 +129,10 @@ class Schedule:
             self.world.log(f"= {actor.name} {act.name}: {outcome}")
 
     def _meanwhile(self) -> None:
-        for _ in range(self.world.rng.randint(1, 12)):
+        """What the others do while one stands still, often for longer than its lease."""
+        if self.world.rng.random() < 0.5:
+            self.world.now += LEASE_SECONDS + 1
+        for _ in range(self.world.rng.choice([2, 8, 20])):
             self._step()
 
     def _rest(self) -> None:
@@ -152,11 +158,8 @@ class Schedule:
             act.do()
         for worker in workers:
             self._work(worker)
-        with closing(Notifier.open(self.world.settings)) as notifier:
-            notifier.database = self.world.state.database
-            notifier.__post_init__()
-            while notifier.run_once():
-                pass
+        while self._notifier.run_once():
+            pass
 
     def _work(self, worker: WorkerActor) -> None:
         """A healthy worker does all that there is."""

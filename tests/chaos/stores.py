@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,17 @@ from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import metadata
 
 StoreKind = Literal["sqlite", "postgres"]
-FreshStore = Callable[[Path], str]
-"""Gives the URL of an empty store for a schedule that has this folder."""
+FreshStore = Callable[[], str]
+"""Gives the URL of an empty store."""
 
 _FASTER: Final = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "autovacuum = off")
 """Nothing here must survive the end of the machine."""
+
+
+def memory() -> Path | None:
+    """A folder in memory, where there is one: nothing is to be flushed to a disk there."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() else None
 
 
 @contextmanager
@@ -35,7 +40,14 @@ def fresh_stores(kind: StoreKind, folder: Path) -> Iterator[FreshStore]:
 def _sqlite(folder: Path) -> Iterator[FreshStore]:
     template = folder / "template.sqlite"
     _migrate(f"sqlite:///{template}")
-    yield lambda home: f"sqlite:///{shutil.copy(template, home / 'store.sqlite')}"
+    path = folder / "store.sqlite"
+
+    def copied() -> str:
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        return f"sqlite:///{shutil.copy(template, path)}"
+
+    yield copied
 
 
 @contextmanager
@@ -49,9 +61,8 @@ def _postgres(folder: Path) -> Iterator[FreshStore]:
             _migrate(url)
             names = ", ".join(table.name for table in metadata.sorted_tables)
 
-            def emptied(_home: Path) -> str:
-                with contextlib.suppress(psycopg.errors.UndefinedTable):
-                    connection.execute(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+            def emptied() -> str:
+                connection.execute(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
                 return url
 
             yield emptied

@@ -16,6 +16,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import anyio.to_thread
+from fastapi import FastAPI
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.service import duty_context, state
@@ -35,6 +36,18 @@ from tests.chaos.watch import Watch
 TOKEN: Final = "bl-chaos"
 BEGINS: Final = 1_790_000_000.0
 """When a schedule begins, on its clock."""
+LEASE_SECONDS: Final = 30.0
+
+
+_APPS: Final[list[FastAPI]] = []
+
+
+def _app(opened: ServiceState) -> FastAPI:
+    """The application over this state. To make one takes as long as half a schedule, so it is kept."""
+    if not _APPS:
+        _APPS.append(create_app(opened))
+    _APPS[0].state.service = opened
+    return _APPS[0]
 
 
 @dataclass
@@ -65,8 +78,8 @@ class World:
             data_roots=(self.data,),
             database_url=self.store_url,
             chunk_rows=self.rng.choice([3, 5, 8]),
-            lease_seconds=30.0,
-            duty_lease_seconds=30.0,
+            lease_seconds=LEASE_SECONDS,
+            duty_lease_seconds=LEASE_SECONDS,
         )
         self.seams = Seams(self.rng, Temper.drawn(self.rng), self.log)
         self.storage = open_storage(self.settings)
@@ -81,9 +94,8 @@ class World:
     def open(self) -> None:
         """Starts the service."""
         self.state = ServiceState.open(self.settings)
-        self.transport = InProcess(
-            create_app(self.state), self.service, self.seams, self.loops, stumbled=self.stumbles.append
-        )
+        app = _app(self.state)
+        self.transport = InProcess(app, self.service, self.seams, self.loops, stumbled=self.stumbles.append)
 
         self.client = client_of(self.transport, TOKEN)
 
