@@ -73,9 +73,7 @@ class DutyRunner:
         try:
             plan = stage(self.context, batch, prefix)
         except (InvalidRequestError, RequestFileInvalidError) as error:
-            self.context.storage.delete_prefix(f"batches/{duty.batch_id}")
-            self.context.life.fail(duty, _errors(error))
-            log.info("failed %s: %s", duty.batch_id, _errors(error)[0]["code"])
+            self._fail(duty, prefix, _errors(error))
             return
         except Exception:
             self.context.storage.delete_prefix(prefix)
@@ -88,6 +86,16 @@ class DutyRunner:
         for attempt in range(1, duty.attempt):  # what planners that died have staged
             self.context.storage.delete_prefix(f"batches/{duty.batch_id}/plan-{attempt}")
         log.info("planned %s: %d rows in %d chunks", duty.batch_id, plan.rows_total, len(plan.chunks))
+
+    def _fail(self, duty: Duty, prefix: str, errors: list[dict[str, Any]]) -> None:
+        """Ends the batch, and only then forgets what was staged: another attempt's plan may be real by now."""
+        try:
+            self.context.life.fail(duty, errors)
+        except DutyLostError:
+            self.context.storage.delete_prefix(prefix)
+            raise
+        self.context.storage.delete_prefix(f"batches/{duty.batch_id}")
+        log.info("failed %s: %s", duty.batch_id, errors[0]["code"])
 
     def _put_off(self, duty: Duty, batch: Mapping[str, Any], error: Exception) -> None:
         trouble = f"The {duty.kind} duty met trouble and is tried again every {RETRY_SECONDS:.0f} s: {_said(error)}"

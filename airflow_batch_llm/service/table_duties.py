@@ -86,7 +86,7 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         )
         assembler.load()
         with closing(assembler):
-            manifest = _written(context, batch, spec, assembler)
+            manifest = _written(context, duty, batch, spec, assembler)
             _note_answers(context, batch, assembler, folder)
     failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
     done = failed + manifest.counts.get(RowStatus.SUCCESS, 0)
@@ -135,11 +135,16 @@ def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, ide
     return RowKeys(context.team_secrets.get(batch["team"]), json.dumps(decides, sort_keys=True).encode())
 
 
-def _written(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler) -> Manifest:
+def _written(
+    context: DutyContext, duty: Duty, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler
+) -> Manifest:
     """The target, its files published before its manifest."""
     places = context.places
     target = target_of(spec, places)
-    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch))
+    still_held = partial(context.duties.extend, duty, lease_seconds=context.settings.duty_lease_seconds)
+    publisher = Publisher(
+        places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch), still_held
+    )
     staged = assembler.files
     files: list[TargetFile] = []
     if target.folder:

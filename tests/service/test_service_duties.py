@@ -270,3 +270,72 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         eventually(lambda: keeper._children[DutyKind.PLAN].pid != first.pid, what="it starts again")
     finally:
         keeper.stop()
+
+
+def _overtaken(service: RunningService) -> None:
+    """Ends the lease of the attempt that is at work, as if its process had stood still for too long."""
+    for holder in service.state.duties.holders():
+        service.state.duties.free_those_of(holder)
+
+
+def test_a_planner_that_wakes_up_late_takes_nothing_from_the_plan_that_became_real(
+    service: RunningService, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet")
+    checked = table_duties._check_unchanged
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(table_duties, "_check_unchanged", checked)
+        _overtaken(service)
+        assert service.plan()
+        assert service.client.get(batch.id).status == "in_progress"
+        pq.write_table(pa.table({"a": list(range(20))}), table)  # so that the late one finds its source changed
+        checked(*arguments)
+
+    monkeypatch.setattr(table_duties, "_check_unchanged", late)
+    assert service.plan()
+    assert service.client.get(batch.id).status == "in_progress"
+    AnsweringWorker(service).work()
+    assert service.assemble()
+    assert pq.read_table(service.data_root / "target.parquet").num_rows == 10
+
+
+@pytest.mark.usefixtures("table")
+def test_an_assembler_that_wakes_up_late_leaves_the_target_of_a_newer_batch_alone(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = submit(service, "s.parquet", key="k")
+    assert service.plan()
+    service.client.cancel(first.id)
+    assemble = Assembler.assemble
+
+    def late(*arguments: Any) -> int:
+        rows = assemble(*arguments)
+        monkeypatch.setattr(Assembler, "assemble", assemble)
+        _overtaken(service)
+        assert service.assemble()
+        answer_all(service, submit(service, "s.parquet", key="k"))
+        return rows
+
+    monkeypatch.setattr(Assembler, "assemble", late)
+    assert service.assemble()
+    second = service.client.list().data[0]
+    assert (second.status, second.generation) == ("completed", 2)
+    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
+
+
+@pytest.mark.usefixtures("table")
+def test_a_batch_is_found_under_its_key_while_its_target_stands_and_its_manifest_not_yet(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet", key="k")
+    publish = LocalTree.publish
+    found: list[str] = []
+
+    def asked_again(tree: LocalTree, path: Path, uri: str, **named: Any) -> None:
+        publish(tree, path, uri, **named)
+        found.append(submit(service, "s.parquet", key="k").id)
+
+    monkeypatch.setattr(LocalTree, "publish", asked_again)
+    answer_all(service, batch)
+    assert found == [batch.id, batch.id]
