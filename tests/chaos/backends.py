@@ -114,8 +114,13 @@ class ChaosTree:
             yield stream
 
     def publish(self, path: Path, uri: str, *, replace: bool) -> None:
-        with self._seams.around("tree", f"publish {Path(uri).name}"):
-            self._real.publish(path, uri, replace=replace)
+        """Nobody stands still right before: the look at the duty's lease and this are one moment but for a system call.
+
+        That moment is the one thing that no fence can close, for a file system knows no attempts.
+        """
+        self._seams.touch("tree", "before", f"publish {Path(uri).name}", may_pause=False)
+        self._real.publish(path, uri, replace=replace)
+        self._seams.touch("tree", "after", f"publish {Path(uri).name}")
 
     def delete(self, uri: str) -> None:
         with self._seams.around("tree", f"delete {Path(uri).name}"):

@@ -116,6 +116,8 @@ class Client:
             return f"{answer.id[:14]} generation {answer.generation} is {answer.status}"
         if isinstance(answer, RefusedError):
             self.pending = False
+            if answer.code == "target_exists":  # no other client has the same target
+                self.world.stumbles.append(f"{self.name} was refused its own target: {answer}")
         return said(answer)
 
 
