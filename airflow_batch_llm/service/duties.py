@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 10.0
 """How long a duty that met trouble (a full disk, a target that was taken) waits before it is tried again."""
+CANCELLED_TRIES: Final = 3
+"""How often the target of a cancelled batch is tried: what a storage that was away for a moment costs is no target."""
 ENDING_SECONDS: Final = 0.5
 """How often a planner looks whether the generation before has ended."""
 
@@ -99,7 +101,8 @@ class DutyRunner:
 
     def _put_off(self, duty: Duty, batch: Mapping[str, Any], error: Exception) -> None:
         trouble = f"The {duty.kind} duty met trouble and is tried again every {RETRY_SECONDS:.0f} s: {_said(error)}"
-        if batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None:
+        cancelled = batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None
+        if cancelled and duty.attempt >= CANCELLED_TRIES:
             # A cancel must end even where its target cannot be written; the parts stay in storage.
             trouble = f"No target was written: {_said(error)}"
             self.context.life.finish(duty, BatchStatus.CANCELLED, trouble=trouble)

@@ -84,6 +84,8 @@ class Publisher:
 
     def _check_free(self) -> None:
         try:
-            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners)
+            check_free(
+                self.places, self.target, overwrite=self.overwrite, owners=self.owners, batch_id=self.batch_id
+            )
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error

@@ -86,18 +86,17 @@ class BatchLife:
         )
 
     def superseded(self, batch: Mapping[str, Any]) -> bool:
-        """Whether a newer batch under the same key or in the same series has taken over this one's target."""
-        same = batches.c.key == batch["key"]
-        if batch["series"] is not None:
-            same = or_(same, batches.c.series == batch["series"])
+        """Whether a newer batch of the same series, under another key, has taken over this one's target.
+
+        One under the same key is planned only after this one has ended, so it cannot have written anything yet.
+        """
+        if batch["series"] is None:
+            return False
         newer = select(batches.c.id).where(
             batches.c.team == batch["team"],
-            same,
-            batches.c.id != batch["id"],
-            or_(
-                batches.c.created_at > batch["created_at"],
-                and_(batches.c.key == batch["key"], batches.c.generation > batch["generation"]),
-            ),
+            batches.c.series == batch["series"],
+            batches.c.key != batch["key"],
+            batches.c.created_at > batch["created_at"],
         )
         with self._database.reading() as connection:
             return connection.execute(newer.limit(1)).first() is not None

@@ -17,6 +17,7 @@ from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
+from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
 from tests.service.answering import AnsweringWorker, answer_all
@@ -154,6 +155,9 @@ def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
     service.client.cancel(batch.id)
     monkeypatch.setattr(LocalTree, "publish", _disk_full)
     assert service.assemble()
+    assert service.client.get(batch.id).status == "cancelling"
+    for _ in range(duties.CANCELLED_TRIES - 1):
+        eventually(service.assemble)
     assert service.client.get(batch.id).status == "cancelled"
     assert "No target was written: No space left on device" in waits_for(service, batch)
 
@@ -339,3 +343,34 @@ def test_a_batch_is_found_under_its_key_while_its_target_stands_and_its_manifest
     monkeypatch.setattr(LocalTree, "publish", asked_again)
     answer_all(service, batch)
     assert found == [batch.id, batch.id]
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("target", ["target.parquet", "target/"])
+def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_way_of_the_next(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    first = submit(service, "s.parquet", target, key="k")
+    assert service.plan()
+    service.client.cancel(first.id)
+    second = submit(service, "s.parquet", target, key="k")
+    with monkeypatch.context() as patch:
+        publish = LocalTree.publish
+
+        def dies(*arguments: Any, **named: Any) -> None:
+            publish(*arguments, **named)
+            raise Killed
+
+        patch.setattr(LocalTree, "publish", dies)
+        patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
+        with pytest.raises(Killed):
+            service.assemble()
+    _overtaken(service)
+    assert service.assemble()
+    answer_all(service, second)
+    assert service.client.get(second.id).status == "completed"
+    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
