@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.chaos.schedule import Outcome, run
 from tests.chaos.stores import StoreKind, fresh_stores, memory
 
-SHOWN_EVERY = 50
+SHOWN_EVERY = 25
 
 
 def main() -> None:
