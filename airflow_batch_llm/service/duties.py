@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 10.0
 """How long a duty that met trouble (a full disk, a target that was taken) waits before it is tried again."""
+CANCELLED_TRIES: Final = 3
+"""How often the target of a cancelled batch is tried: what a storage that was away for a moment costs is no target."""
 ENDING_SECONDS: Final = 0.5
 """How often a planner looks whether the generation before has ended."""
 
@@ -73,9 +75,7 @@ class DutyRunner:
         try:
             plan = stage(self.context, batch, prefix)
         except (InvalidRequestError, RequestFileInvalidError) as error:
-            self.context.storage.delete_prefix(f"batches/{duty.batch_id}")
-            self.context.life.fail(duty, _errors(error))
-            log.info("failed %s: %s", duty.batch_id, _errors(error)[0]["code"])
+            self._fail(duty, prefix, _errors(error))
             return
         except Exception:
             self.context.storage.delete_prefix(prefix)
@@ -89,9 +89,20 @@ class DutyRunner:
             self.context.storage.delete_prefix(f"batches/{duty.batch_id}/plan-{attempt}")
         log.info("planned %s: %d rows in %d chunks", duty.batch_id, plan.rows_total, len(plan.chunks))
 
+    def _fail(self, duty: Duty, prefix: str, errors: list[dict[str, Any]]) -> None:
+        """Ends the batch, and only then forgets what was staged: another attempt's plan may be real by now."""
+        try:
+            self.context.life.fail(duty, errors)
+        except DutyLostError:
+            self.context.storage.delete_prefix(prefix)
+            raise
+        self.context.storage.delete_prefix(f"batches/{duty.batch_id}")
+        log.info("failed %s: %s", duty.batch_id, errors[0]["code"])
+
     def _put_off(self, duty: Duty, batch: Mapping[str, Any], error: Exception) -> None:
         trouble = f"The {duty.kind} duty met trouble and is tried again every {RETRY_SECONDS:.0f} s: {_said(error)}"
-        if batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None:
+        cancelled = batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None
+        if cancelled and duty.attempt >= CANCELLED_TRIES:
             # A cancel must end even where its target cannot be written; the parts stay in storage.
             trouble = f"No target was written: {_said(error)}"
             self.context.life.finish(duty, BatchStatus.CANCELLED, trouble=trouble)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,11 @@ class Publisher:
     batch_id: str
     overwrite: bool
     owners: set[str]
+    still_held: Callable[[], None]
+    """Raises where another attempt has the duty by now.
+
+    That may have ended the batch, and a newer one have its target.
+    """
     _before: Manifest | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +49,9 @@ class Publisher:
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
+        self.still_held()
         file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
+        self.still_held()
         if self.target.folder:
             self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
             return file
@@ -66,6 +74,7 @@ class Publisher:
         uri = self.target.manifest_uri
         with self.tree.scratch(uri, owner=self.batch_id) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
+            self.still_held()
             self.tree.publish(path, uri, replace=True)
         if self.target.folder and self._before is not None:
             now = {file.uri for file in manifest.files}
@@ -78,6 +87,6 @@ class Publisher:
 
     def _check_free(self) -> None:
         try:
-            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners)
+            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners, batch_id=self.batch_id)
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error

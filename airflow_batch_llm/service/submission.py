@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import ConflictError, InvalidRequestError, TooManyRequestsError
-from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, TABLE_ENDPOINTS, FilePurpose
+from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDED, ENDPOINTS, TABLE_ENDPOINTS, FilePurpose
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.batches import NewBatch
@@ -79,7 +79,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         )
     owners = {name for name in (create.key, create.series) if name is not None}
     finder = state.finder(team)
-    checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=not create.dry_run)
+    writes = not create.dry_run and not _lives(state, team, create)
+    checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=writes)
     return NewBatch(
         content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.files, dry_run=create.dry_run),
         dataset=create.dataset.model_dump(mode="json"),
@@ -88,6 +89,14 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         reuse=create.reuse,
         dry_run=create.dry_run,
         **_common(create),
+    )
+
+
+def _lives(state: ServiceState, team: str, create: BatchCreate) -> bool:
+    """Whether this table is worked on under its key: its target may stand by now, and its manifest not yet."""
+    last = state.batches.page(team, after=None, limit=1, key=create.key) if create.key is not None else []
+    return (
+        bool(last) and last[0]["status"] not in ENDED and last[0]["dataset"] == create.dataset.model_dump(mode="json")
     )
 
 

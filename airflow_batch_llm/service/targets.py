@@ -76,13 +76,19 @@ def target_of(spec: DatasetSpec, places: Places) -> Target:
     return Target(uri, False, named)
 
 
-def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str]) -> None:
-    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced."""
+def check_free(
+    places: Places, target: Target, *, overwrite: bool, owners: set[str], batch_id: str | None = None
+) -> None:
+    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced.
+
+    In a folder, the files of ``batch_id`` itself are in nobody's way: an attempt that died has left them.
+    """
     tree = places.tree(target.uri)
     if overwrite:
         return
     if target.folder:
-        standing = next(iter(tree.list(target.uri)), None) if tree.is_folder(target.uri) else None
+        found = tree.list(target.uri) if tree.is_folder(target.uri) else ()
+        standing = next((entry for entry in found if batch_id is None or not _is_of(entry, batch_id)), None)
     else:
         standing = tree.stat(target.uri)
     manifest = read_manifest(tree, target.manifest_uri)
@@ -96,6 +102,13 @@ def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[s
         "target_exists",
         f"Target {target.uri} {what} ({written}). Choose another target, or allow it to be replaced with overwrite.",
     )
+
+
+def _is_of(entry: Entry, batch_id: str) -> bool:
+    """Whether a file of a folder has the name that :meth:`Target.file_uri` gives to that batch's."""
+    name = PurePosixPath(entry.uri).name
+    form = FileFormat.of_name(name)
+    return form is not None and form.stem(name).endswith(f"-{batch_id}")
 
 
 def check_carries(target: Target, schema: pa.Schema, *, of_output: bool = False) -> None:

@@ -76,8 +76,7 @@ class LocalTree:
         target = self._path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         path = target.with_name(f".{target.name}.{owner or uuid.uuid4().hex}")
-        if path.is_symlink():  # somebody who guessed the name would have this written elsewhere
-            path.unlink()
+        path.unlink(missing_ok=True)  # whoever still writes there must not write into what is published from here
         try:
             yield path
         finally:

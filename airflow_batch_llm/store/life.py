@@ -89,18 +89,17 @@ class BatchLife:
         )
 
     def superseded(self, batch: Mapping[str, Any]) -> bool:
-        """Whether a newer batch under the same key or in the same series has taken over this one's target."""
-        same = batches.c.key == batch["key"]
-        if batch["series"] is not None:
-            same = or_(same, batches.c.series == batch["series"])
+        """Whether a newer batch of the same series, under another key, has taken over this one's target.
+
+        One under the same key is planned only after this one has ended, so it cannot have written anything yet.
+        """
+        if batch["series"] is None:
+            return False
         newer = select(batches.c.id).where(
             batches.c.team == batch["team"],
-            same,
-            batches.c.id != batch["id"],
-            or_(
-                batches.c.created_at > batch["created_at"],
-                and_(batches.c.key == batch["key"], batches.c.generation > batch["generation"]),
-            ),
+            batches.c.series == batch["series"],
+            batches.c.key != batch["key"],
+            batches.c.created_at > batch["created_at"],
         )
         with self._database.reading() as connection:
             return connection.execute(newer.limit(1)).first() is not None
@@ -173,19 +172,19 @@ class BatchLife:
         manifest: dict[str, Any] | None = None,
         output: StoredFile | None = None,
         error: StoredFile | None = None,
+        rows_done: int | None = None,
         rows_failed: int | None = None,
         estimate: dict[str, Any] | None = None,
         trouble: str | None = None,
     ) -> None:
         """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
-        ``rows_failed`` counts those that got a failed row's answer as well. A cancel that came while the results were
-        assembled makes the duty start again: see :class:`DutyLostError`.
+        ``rows_done`` and ``rows_failed`` count those as well that got the answer of an equal row. A cancel that came
+        while the results were assembled makes the duty start again: see :class:`DutyLostError`.
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
             batch = _locked(connection, duty)
-            all_done = manifest is not None and status == BatchStatus.COMPLETED
             end_duty(connection, duty)
             for file in (output, error):
                 if file is not None:
@@ -199,7 +198,7 @@ class BatchLife:
                         f"{status}_at": self._database.now(),
                         "manifest": manifest,
                         "estimate": estimate,
-                        "rows_done": batch["rows_total"] if all_done else batch["rows_done"],
+                        "rows_done": batch["rows_done"] if rows_done is None else rows_done,
                         "rows_failed": batch["rows_failed"] if rows_failed is None else rows_failed,
                         "output_file_id": output.id if output else None,
                         "error_file_id": error.id if error else None,
@@ -253,7 +252,7 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch.id)
-            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now())
+            .values(status=BatchStatus.CANCELLED, cancelled_at=database.now(), trouble=None)
         )
         drop_duty(connection, batch.id, DutyKind.PLAN)
         add_duty(connection, batch_id, DutyKind.NOTIFY)

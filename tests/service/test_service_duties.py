@@ -17,6 +17,7 @@ from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
+from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
 from tests.postgres import BOTH_STORES
@@ -157,6 +158,9 @@ def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
     service.client.cancel(batch.id)
     monkeypatch.setattr(LocalTree, "publish", _disk_full)
     assert service.assemble()
+    assert service.client.get(batch.id).status == "cancelling"
+    for _ in range(duties.CANCELLED_TRIES - 1):
+        eventually(service.assemble)
     assert service.client.get(batch.id).status == "cancelled"
     assert "No target was written: No space left on device" in waits_for(service, batch)
 
@@ -273,3 +277,103 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         eventually(lambda: keeper._children[DutyKind.PLAN].pid != first.pid, what="it starts again")
     finally:
         keeper.stop()
+
+
+def _overtaken(service: RunningService) -> None:
+    """Ends the lease of the attempt that is at work, as if its process had stood still for too long."""
+    for holder in service.state.duties.holders():
+        service.state.duties.free_those_of(holder)
+
+
+def test_a_planner_that_wakes_up_late_takes_nothing_from_the_plan_that_became_real(
+    service: RunningService, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet")
+    checked = table_duties._check_unchanged
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(table_duties, "_check_unchanged", checked)
+        _overtaken(service)
+        assert service.plan()
+        assert service.client.get(batch.id).status == "in_progress"
+        pq.write_table(pa.table({"a": list(range(20))}), table)  # so that the late one finds its source changed
+        checked(*arguments)
+
+    monkeypatch.setattr(table_duties, "_check_unchanged", late)
+    assert service.plan()
+    assert service.client.get(batch.id).status == "in_progress"
+    AnsweringWorker(service).work()
+    assert service.assemble()
+    assert pq.read_table(service.data_root / "target.parquet").num_rows == 10
+
+
+@pytest.mark.usefixtures("table")
+def test_an_assembler_that_wakes_up_late_leaves_the_target_of_a_newer_batch_alone(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = submit(service, "s.parquet", key="k")
+    assert service.plan()
+    service.client.cancel(first.id)
+    assemble = Assembler.assemble
+
+    def late(*arguments: Any) -> int:
+        rows = assemble(*arguments)
+        monkeypatch.setattr(Assembler, "assemble", assemble)
+        _overtaken(service)
+        assert service.assemble()
+        answer_all(service, submit(service, "s.parquet", key="k"))
+        return rows
+
+    monkeypatch.setattr(Assembler, "assemble", late)
+    assert service.assemble()
+    second = service.client.list().data[0]
+    assert (second.status, second.generation) == ("completed", 2)
+    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
+
+
+@pytest.mark.usefixtures("table")
+def test_a_batch_is_found_under_its_key_while_its_target_stands_and_its_manifest_not_yet(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet", key="k")
+    publish = LocalTree.publish
+    found: list[str] = []
+
+    def asked_again(tree: LocalTree, path: Path, uri: str, **named: Any) -> None:
+        publish(tree, path, uri, **named)
+        found.append(submit(service, "s.parquet", key="k").id)
+
+    monkeypatch.setattr(LocalTree, "publish", asked_again)
+    answer_all(service, batch)
+    assert found == [batch.id, batch.id]
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("target", ["target.parquet", "target/"])
+def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_way_of_the_next(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    first = submit(service, "s.parquet", target, key="k")
+    assert service.plan()
+    service.client.cancel(first.id)
+    second = submit(service, "s.parquet", target, key="k")
+    with monkeypatch.context() as patch:
+        publish = LocalTree.publish
+
+        def dies(*arguments: Any, **named: Any) -> None:
+            publish(*arguments, **named)
+            raise Killed
+
+        patch.setattr(LocalTree, "publish", dies)
+        patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
+        with pytest.raises(Killed):
+            service.assemble()
+    _overtaken(service)
+    assert service.assemble()
+    answer_all(service, second)
+    assert service.client.get(second.id).status == "completed"
+    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10

@@ -62,3 +62,15 @@ def test_a_plan_waits_for_the_last_answers_of_the_generation_before(service: Run
     worker.work()
     assert service.assemble()
     assert sorted(worker.asked) == list(range(6))
+
+
+def test_a_batch_that_is_cancelled_while_it_waits_for_the_one_before_waits_no_more(service: RunningService) -> None:
+    first = submit(service)
+    assert service.plan()
+    assert AnsweringWorker(service).claim() is not None
+    service.client.cancel(first.id)
+    second = submit(service)
+    assert service.plan()
+    assert service.client.get(second.id).progress.waiting_for
+    cancelled = service.client.cancel(second.id)
+    assert (cancelled.status, cancelled.progress.waiting_for) == ("cancelled", None)

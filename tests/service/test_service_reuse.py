@@ -226,3 +226,23 @@ def test_alike_rows_are_asked_side_by_side_and_long_chunks_first(service: Runnin
     for chunk in claimed:
         between = [text for text in texts if chunk[0] < text < chunk[-1]]
         assert set(between) == set(chunk[1:-1])
+
+
+def test_a_cancelled_batch_counts_what_its_target_has_duplicates_of_done_rows_among_it(
+    service: RunningService,
+) -> None:
+    worker = AnsweringWorker(service, engine_identity="engine-1", failing={0})
+    batch = submit(service, ["refused"] * 4 + ["equal"] * 2 + [f"text {i}" for i in range(4)])
+    claimed = worker.claim()
+    assert claimed is not None
+    claim, lines = claimed
+    worker.link.extend(claim, [worker.store(claim, 0, [line for line in lines if line.row in (0, 4)])])
+    service.client.cancel(batch.id)
+    worker.link.release(claim, [], outcome="stopped")
+    assert service.assemble()
+    ended = service.client.get(batch.id)
+    assert ended.manifest is not None
+    assert ended.manifest.counts == {"success": 2, "error": 4, "cancelled": 4}
+    counts = ended.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (10, 2, 4)
+    assert (ended.progress.rows_done, ended.progress.rows_failed) == (6, 4)

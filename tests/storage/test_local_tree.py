@@ -113,6 +113,18 @@ def test_the_leftover_of_a_killed_owner_is_used_again(tables: Path) -> None:
     assert list((tables / "new").iterdir()) == []
 
 
+def test_an_owner_that_wakes_up_late_writes_into_nothing_that_was_published(tables: Path) -> None:
+    tree, uri = LocalTree(), f"{tables}/new/a.csv"
+    with tree.scratch(uri, owner="batch_1") as first, first.open("wb") as late:
+        late.write(b"the first half")
+        with tree.scratch(uri, owner="batch_1") as second:
+            second.write_bytes(b"whole")
+            tree.publish(second, uri, replace=True)
+        late.write(b" and the second")
+        late.flush()
+    assert Path(uri).read_bytes() == b"whole"
+
+
 def test_a_file_that_changed_before_it_was_opened_is_not_given_at_all(tables: Path) -> None:
     (tables / "a").write_bytes(b"one")
     entry = LocalTree().stat(f"{tables}/a")

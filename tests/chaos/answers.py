@@ -1,0 +1,53 @@
+"""An engine that gives the same answer to the same row, and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from airflow_batch_llm.worker.answer_check import AnswerCheck
+from airflow_batch_llm.worker.judgement import judge
+from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
+
+REFUSED: Final = "refused"
+"""Rows with this word are refused by the engine: they end as errors."""
+
+
+def answer_to(text: str) -> str:
+    return f"answer to {text}"
+
+
+def tokens_of(text: str) -> tuple[int, int]:
+    """Prompt and answer tokens of a row; none where the engine refuses it."""
+    return (0, 0) if REFUSED in text else (len(text) + 3, sum(text.encode()) % 11 + 1)
+
+
+@dataclass
+class Engine:
+    """Judged by the worker's own code."""
+
+    asked: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often each (batch id, row) was asked."""
+
+    def ask(self, claim: Claim, line: RowLine, check: AnswerCheck) -> ResultLine:
+        self.asked[claim.batch_id, line.row] += 1
+        text = msgspec.json.decode(line.body)["messages"][-1]["content"]
+        status, content = _reply(text)
+        return judge(line.row, status, content, check)
+
+
+def _reply(text: str) -> tuple[int, bytes]:
+    if REFUSED in text:
+        problem = {"message": f"{text!r} is refused", "type": "BadRequestError", "param": None, "code": 400}
+        return 400, msgspec.json.encode({"error": problem})
+    prompt, answer = tokens_of(text)
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": answer_to(text)},
+        "finish_reason": "stop",
+    }
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return 200, msgspec.json.encode({"id": "x", "choices": [choice], "usage": usage})
