@@ -144,7 +144,7 @@ def test_a_malformed_body_is_a_400_that_names_the_field(
         ("POST", "/v1/batches", b"{}", 400, "missing_required_parameter"),
         ("POST", "/v1/batches", b'{"input_file_id": "file-x"}', 400, "missing_required_parameter"),
         ("POST", "/worker/v1/claim", b'{"worker_id": "worker-nope"}', 404, "worker_unknown"),
-        ("POST", "/worker/v1/chunks/1/extend", b'{"attempt": 1}', 409, "lease_lost"),
+        ("POST", "/worker/v1/chunks/987654321/extend", b'{"attempt": 1}', 409, "lease_lost"),
     ],
 )
 def test_every_refusal_has_the_body_of_an_openai_error(
