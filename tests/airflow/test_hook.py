@@ -29,6 +29,8 @@ def connect(monkeypatch: pytest.MonkeyPatch, **values: Any) -> BatchLLMHook:
         ({"host": "gpu", "port": 443, "schema": "https"}, "https://gpu:443"),
         ({"host": "https://gpu/batch-llm", "port": 8765}, "https://gpu:8765/batch-llm"),
         ({"host": "http://gpu:1", "port": 8765}, "http://gpu:1"),
+        ({"host": "http://a:1, http://b:2/v1"}, "http://a:1,http://b:2"),
+        ({"host": "a,b", "port": 8765}, "http://a:8765,http://b:8765"),
     ],
     ids=str,
 )

@@ -33,6 +33,8 @@ from tests.postgres import Postgres
 from tests.service.answering import AnsweringWorker
 
 ROWS = 40
+SOON = 120
+"""Seconds; a machine that does much else takes half a minute to start three services."""
 
 
 def table(folder: Path, name: str, rows: int = ROWS) -> BatchCreate:
@@ -206,7 +208,7 @@ def replicas(tmp_path: Path, postgres_server: Postgres) -> Iterator[Replicas]:
         process = subprocess.Popen([*command, f"--data-root={tmp_path / 'data'}"], env=environment)
         started.append(Replica(f"http://127.0.0.1:{port}", process))
     try:
-        eventually(lambda: all(replica.healthy() for replica in started), what="three services answer")
+        eventually(lambda: all(replica.healthy() for replica in started), seconds=SOON, what="three services answer")
         database = Database(url)
         yield Replicas(database, tmp_path / "data", (tmp_path / "home" / "token").read_text().strip(), started)
         database.close()
@@ -239,17 +241,17 @@ def test_three_services_that_start_at_once_are_one_and_do_without_the_one_that_i
 
     working = threading.Thread(target=work)
     working.start()
-    eventually(lambda: worker.asked, what="the first rows are answered")
+    eventually(lambda: worker.asked, seconds=SOON, what="the first rows are answered")
     replicas.all[0].kill()
     again = client.submit(table(replicas.data, "late"), idempotency_key="late")
-    ended = eventually(lambda: _ended(client, [*batches, again]), what="all batches end")
+    ended = eventually(lambda: _ended(client, [*batches, again]), seconds=SOON, what="all batches end")
     over.set()
     working.join()
     assert ended == ["completed"] * 7
     names.append("late")
     assert _targets(replicas, names) == [[f"{name} {number}" for number in range(ROWS)] for name in names]
     assert len(worker.asked) == 7 * ROWS
-    assert eventually(lambda: _told(replicas), what="every end is told") == 8
+    assert eventually(lambda: _told(replicas), seconds=SOON, what="every end is told") == 8
 
 
 def _told(replicas: Replicas) -> int:
@@ -283,4 +285,4 @@ def _check_a_change_is_noticed_elsewhere(replicas: Replicas) -> None:
     waiting.join()
     at, _ = noticed[0]
     assert at - changed < 3.0
-    eventually(lambda: other.get(batch.id).status.ended, what="the cancelled batch ends")
+    eventually(lambda: other.get(batch.id).status.ended, seconds=SOON, what="the cancelled batch ends")

@@ -28,6 +28,9 @@ from tests.conftest import RunningService, eventually
 from tests.postgres import Postgres, running_postgres
 from tests.service.answering import AnsweringWorker
 
+SOON = 120
+"""Seconds; a machine that does much else takes a while to start a service."""
+
 
 @pytest.fixture(scope="module")
 def stoppable() -> Iterator[Postgres]:
@@ -108,7 +111,7 @@ def service(stoppable: Postgres, tmp_path: Path) -> Iterator[tuple[str, str, Pat
     process = subprocess.Popen([*command, f"--data-root={data}"], env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: _healthy(url), what="the service answers")
+        eventually(lambda: _healthy(url), seconds=SOON, what="the service answers")
         yield url, (home / "token").read_text().strip(), data
         assert process.poll() is None
     finally:
@@ -137,7 +140,7 @@ def test_a_service_goes_on_with_all_of_its_parts_once_its_store_is_back(
     client = BatchClient(url, token)
     before = client.submit(_table(data, "before"))
     worker = AnsweringWorker(RunningService(None, None, token, client))  # type: ignore[arg-type]
-    claimed = eventually(worker.claim, what="the chunk is claimed")
+    claimed = eventually(worker.claim, seconds=SOON, what="the chunk is claimed")
     claim, lines = claimed
     heart = Heartbeat(worker.link, claim.lease_seconds)
     with stopped(stoppable):
@@ -155,9 +158,11 @@ def test_a_service_goes_on_with_all_of_its_parts_once_its_store_is_back(
     worker.link.commit(claim, [worker.store(claim, 0, lines)])
     late = client.submit(_table(data, "late", deadline=int(time.time()) + 2))
     after = client.submit(_table(data, "after"))
-    eventually(lambda: client.get(late.id).status == "expired", what="the tidy thread ends the late batch")
-    eventually(worker.work, what="the planner goes on")
-    eventually(lambda: client.get(after.id).status == "completed", what="the assembler goes on")
+    eventually(
+        lambda: client.get(late.id).status == "expired", seconds=SOON, what="the tidy thread ends the late batch"
+    )
+    eventually(worker.work, seconds=SOON, what="the planner goes on")
+    eventually(lambda: client.get(after.id).status == "completed", seconds=SOON, what="the assembler goes on")
     assert [found.id for found in client.list().data] == [after.id, late.id, before.id]
     assert client.get(before.id).status == "completed"
 
