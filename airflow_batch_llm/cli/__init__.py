@@ -6,10 +6,10 @@ import sys
 from typing import NoReturn
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.cli import batches, parts, tokens
+from airflow_batch_llm.cli import batches, doctor, parts, tokens
 from airflow_batch_llm.cli.common import app, explained, out
 
-__all__ = ["app", "batches", "main", "parts", "tokens"]
+__all__ = ["app", "batches", "doctor", "main", "parts", "tokens"]
 
 
 @app.command()

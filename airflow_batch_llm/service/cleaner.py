@@ -82,7 +82,7 @@ class Cleaner:
             Retention(database),
             IndexFiles(database),
             NeededBytes(ByteRecords(database)),
-            process_name(os.getpid()),
+            process_name(),
         )
 
     def run_until(self, over: threading.Event) -> None:

@@ -31,7 +31,9 @@ from typing import Final
 from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER, ROWS_FILE
 from airflow_batch_llm.store.byte_records import BatchBytes, ByteRecords
 
-_BATCH: Final = re.compile(r"batches/(batch_[0-9a-f]{32})/(chunks/(\d+)|plan-\d+|files-\d+)/.+")
+_BATCH: Final = re.compile(
+    r"batches/(batch_[0-9a-f]{32})/(plan-\d+/.+|files-\d+/.+|chunks/(\d+)/\d+-\d+-[0-9a-f]{16}\.jsonl\.zst)"
+)
 _FILE: Final = re.compile(r"files/(file-[0-9a-f]{32})")
 _INDEX: Final = re.compile(r"index/[0-9a-f]{16}/[0-9a-f]{32}\.parquet")
 

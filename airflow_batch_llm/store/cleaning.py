@@ -68,11 +68,11 @@ class Cleanings:
         """Gives the turn back; the next one is due after a while."""
         self._change(turn, lease_until=None, not_before=self._database.now() + seconds)
 
-    def store_id(self) -> str:
-        """What this store is called in its storage."""
-        self._make()
+    def store_id(self) -> str | None:
+        """What this store is called in its storage; None if nobody has cleaned yet."""
         with self._database.reading() as connection:
-            return str(connection.scalar(select(cleaning.c.store_id)))
+            found: str | None = connection.scalar(select(cleaning.c.store_id))
+        return found
 
     def trouble(self) -> str | None:
         """What keeps the storage from being swept, if something does."""

@@ -13,7 +13,8 @@ from foreign_server import ForeignServer, running_foreign_server
 
 from airflow_batch_llm.client import batch_client
 from airflow_batch_llm.client.answers import checked
-from airflow_batch_llm.client.batch_client import BatchClient, base_url
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.client.replicas import base_urls
 from airflow_batch_llm.errors import ConflictError, NoAnswerError, NotFoundError, RefusedError, UnauthorizedError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
@@ -40,7 +41,7 @@ def answered(service: Any) -> str:
 
 @pytest.mark.parametrize("url", ["http://gpu", "http://gpu/", "http://gpu/v1", " http://gpu/v1/ "])
 def test_an_address_as_written_for_openais_clients_is_the_services(url: str) -> None:
-    assert base_url(url) == BatchClient(url).url == "http://gpu"
+    assert base_urls(url) == [BatchClient(url).url] == ["http://gpu"]
 
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 7), (1, 1), (3, 3), (6, 6), (7, 7), (99, 7)])

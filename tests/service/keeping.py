@@ -37,13 +37,13 @@ class House:
                 return
         raise AssertionError("The cleaner finds no end.")
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def stored(self, prefix: str = "") -> list[str]:
         return [key for key in self.service.state.storage.list(prefix) if key != MARK]
 
     def of(self, batch: Batch) -> set[str]:
         """The names of what a batch has in storage: its parts as ``chunks/``, the rest without attempts."""
         prefix = f"batches/{batch.id}/"
-        names = (key.removeprefix(prefix) for key in self.keys(prefix))
+        names = (key.removeprefix(prefix) for key in self.stored(prefix))
         return {"chunks/" if name.startswith("chunks/") else name.partition("/")[2] for name in names}
 
 

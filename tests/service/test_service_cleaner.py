@@ -48,12 +48,12 @@ def test_the_bytes_of_an_expired_or_deleted_file_go_after_the_grace_and_those_of
     house = House(either)
     short, long = upload(either, HELLO, **expiring(3_600)), upload(either, HELLO, **expiring(20 * 86_400))
     house.later(1.0)
-    assert house.keys() == sorted([f"files/{short}", f"files/{long}"])
+    assert house.stored() == sorted([f"files/{short}", f"files/{long}"])
     house.later(0.1)
-    assert house.keys() == [f"files/{long}"]
+    assert house.stored() == [f"files/{long}"]
     either.state.files.delete("default", long)  # a service that dies before it deletes the bytes
     house.later(1.1)
-    assert house.keys() == []
+    assert house.stored() == []
 
 
 def test_a_file_that_a_living_batch_is_still_to_read_is_not_touched(service: RunningService) -> None:
@@ -66,11 +66,11 @@ def test_a_file_that_a_living_batch_is_still_to_read_is_not_touched(service: Run
     spec = DatasetSpec(source=[rows], target="t.parquet", messages=[Message(role="user", content="{text}")])
     of_table = service.client.submit(BatchCreate(dataset=spec, model="m")).id
     house.later(100)
-    assert house.keys() == sorted([f"files/{requests}", f"files/{rows}"])
+    assert house.stored() == sorted([f"files/{requests}", f"files/{rows}"])
     finish(service)
     assert {service.client.get(batch).status for batch in (of_file, of_table)} == {"completed"}
     house.later(0.1)
-    assert not house.keys("files")
+    assert not house.stored("files")
 
 
 def test_a_file_that_a_table_is_to_be_read_from_cannot_be_deleted_before_it_is_planned(service: RunningService) -> None:
@@ -99,6 +99,20 @@ def test_of_an_ended_table_what_only_its_run_needed_goes_and_its_parts_stay(eith
     assert either.client.get(again.id).progress.rows_done == 2
     answered(either, again)
     assert [row["llm_status"] for row in either.client.results(again.id)] == ["success"] * 3
+
+
+def test_answers_that_a_plan_had_already_outlive_the_staged_plan(either: RunningService) -> None:
+    """The third generation goes on from the second, whose plan has the answers of the first."""
+    house = House(either)
+    cancelled_after(either, submit(either, key="k", reuse="never"), 2)
+    second = submit(either, key="k", reuse="never")
+    either.client.cancel(second.id)
+    assert either.assemble()
+    house.later(1.2)
+    assert house.of(second) == {"results/000000000000.jsonl.zst"}
+    third = submit(either, key="k", reuse="never")
+    assert third.progress.rows_done == 2
+    assert answered(either, third).request_counts.completed == 3
 
 
 def test_of_an_ended_request_file_the_ids_and_the_results_stay_with_the_parts(either: RunningService) -> None:
@@ -140,7 +154,7 @@ def test_after_its_time_nothing_of_a_batch_is_left_but_its_record_and_its_target
     assert submit(either, name="reusing").progress.rows_reused == 2
     assert house.of(batch)
     house.later(2.5)
-    kept = [key for key in house.keys("") if batch.id in key or of_file.id in key]
+    kept = [key for key in house.stored("") if batch.id in key or of_file.id in key]
     assert kept == []
     assert (either.data_root / "first-out.parquet").exists()
     assert either.client.get(batch.id).status == "completed"
@@ -164,7 +178,7 @@ def test_result_files_are_kept_as_long_as_was_said_even_if_that_is_longer(either
         assert len(lines_of(client, batch.output_file_id)) == 6
         assert len(page(either, batch.id)["data"]) == 6
         house.later(3)
-        assert house.keys("batches") == []
+        assert house.stored("batches") == []
 
 
 def test_what_a_later_generation_may_go_on_from_waits_until_that_is_planned(either: RunningService) -> None:
@@ -228,9 +242,9 @@ def test_a_living_batch_of_any_age_is_not_touched(either: RunningService) -> Non
     worker = AnsweringWorker(either)
     claim, lines = worker.claim()  # type: ignore[misc]
     worker.link.extend(claim, [worker.store(claim, 0, lines[:2])])
-    before = house.keys()
+    before = house.stored()
     house.later(1_000)
-    assert house.keys() == before
+    assert house.stored() == before
     worker.link.commit(claim, [worker.store(claim, 1, lines[2:])])
     worker.work()
     while either.assemble():
@@ -245,10 +259,10 @@ def test_a_plan_that_is_being_staged_is_not_touched(service: RunningService) -> 
     key = f"batches/{batch.id}/plan-1/rows.parquet"
     service.state.storage.put(key, b"being staged")
     house.later(1_000)
-    assert house.keys() == [key]
+    assert house.stored() == [key]
     service.client.cancel(batch.id)
     house.later(0.3)
-    assert house.keys() == []
+    assert house.stored() == []
 
 
 def test_what_killed_processes_left_goes_after_the_grace(either: RunningService) -> None:
@@ -268,10 +282,10 @@ def test_what_killed_processes_left_goes_after_the_grace(either: RunningService)
     for key in left + others:
         storage.put(key, b"x")
     house.later(0.9)
-    assert set(left) <= set(house.keys())
+    assert set(left) <= set(house.stored())
     house.later(0.4)
-    assert not set(left) & set(house.keys())
-    assert set(others) <= set(house.keys())
+    assert not set(left) & set(house.stored())
+    assert set(others) <= set(house.stored())
     assert answered(either, batch).request_counts.completed == 3
 
 
@@ -282,7 +296,7 @@ def test_what_assemblers_that_died_have_written_goes_and_the_result_files_stay(s
         finish(service)
         service.state.storage.put(f"batches/{batch.id}/files-9/output.jsonl", b"half")
         house.later(1.3)
-        assert not house.keys(f"batches/{batch.id}/files-9")
+        assert not house.stored(f"batches/{batch.id}/files-9")
         batch = client.batches.retrieve(batch.id)
         assert len(lines_of(client, batch.output_file_id)) == 6
 
@@ -320,9 +334,9 @@ def test_index_files_whose_answers_may_not_be_used_any_more_go_without_another_b
     house = House(service, keep_seconds=1_000 * 86_400)
     AnsweringWorker(service, engine_identity="e")
     answered(service, submit(service))
-    assert house.keys("index")
+    assert house.stored("index")
     house.later(31)
-    assert not house.keys("index")
+    assert not house.stored("index")
 
 
 def test_two_replicas_never_clean_at_once(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +370,7 @@ def test_a_cleaner_that_died_is_followed_by_another_and_stops_when_it_wakes_up(
 
     monkeypatch.setattr(cleaning.Cleaner, "_drop_index", asleep)
     assert house.cleaner.run_once()
-    assert house.keys() == [old]
+    assert house.stored() == [old]
 
 
 @pytest.mark.parametrize("seam", ["delete_many", "delete_prefix"])
@@ -385,7 +399,7 @@ def test_a_cleaner_that_dies_around_a_deletion_leaves_nothing_for_good(
                 house.later(days)
         house.later(0.3)
     house.later(1)
-    assert house.keys() == []
+    assert house.stored() == []
 
 
 def test_a_storage_that_is_another_stores_is_not_swept_and_that_is_said(either: RunningService) -> None:
@@ -395,11 +409,11 @@ def test_a_storage_that_is_another_stores_is_not_swept_and_that_is_said(either: 
     foreign = f"files/file-{'0' * 32}"
     storage.put(foreign, b"x")
     house.later(10)
-    assert house.keys() == [foreign]
+    assert house.stored() == [foreign]
     assert "bears the mark of store another" in (house.cleaner.cleanings.trouble() or "")
     storage.delete(MARK)
     house.later(1)
-    assert house.keys() == []
+    assert house.stored() == []
     assert house.cleaner.cleanings.trouble() is None
 
 
@@ -414,9 +428,9 @@ def test_a_sweep_of_many_keys_goes_on_where_the_round_before_stopped(
         service.state.storage.put(f"files/file-{number:032x}", b"x")
     house.now += 2 * 86_400
     assert house.cleaner.run_once()
-    assert 80 < len(house.keys("files")) < 100
+    assert 80 < len(house.stored("files")) < 100
     house.later(0)
-    assert house.keys("files") == []
+    assert house.stored("files") == []
     assert house.of(batch)
 
 
@@ -431,7 +445,7 @@ def test_trouble_with_one_step_leaves_the_others_alone(
 
     monkeypatch.setattr(LocalStorage, "drop_unfinished", refuse)
     house.later(2)
-    assert house.keys() == []
+    assert house.stored() == []
 
 
 def test_a_running_service_cleans(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +455,7 @@ def test_a_running_service_cleans(service: RunningService, monkeypatch: pytest.M
     over = threading.Event()
     monkeypatch.setattr(over, "wait", lambda _: over.set())
     house.cleaner.run_until(over)
-    assert house.keys() == []
+    assert house.stored() == []
 
 
 def test_a_file_that_is_being_read_when_its_batch_is_deleted_comes_whole_or_says_so(either: RunningService) -> None:

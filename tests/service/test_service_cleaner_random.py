@@ -194,4 +194,4 @@ def test_the_cleaner_deletes_nothing_that_anything_needs(
         assert len(chaos.done) > 3
         for days in (40, 400, 400):
             chaos.pass_time(days)
-    assert house.keys() == []
+    assert house.stored() == []
