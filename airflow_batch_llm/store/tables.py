@@ -142,6 +142,14 @@ chunks: Final = Table(
     Index("ix_chunks_claim", "state", "model", "endpoint", "priority", "id"),
 )
 
+deleted_chunks: Final = Table(
+    "deleted_chunks",
+    metadata,
+    Column("highest", BigInteger, primary_key=True, autoincrement=False),
+)
+"""On SQLite, the highest id that a deleted chunk had, kept by triggers: SQLite gives the highest id again once its row
+is gone, and the lease of a deleted chunk would then hold for another batch's."""
+
 attempts: Final = Table(
     "attempts",
     metadata,
