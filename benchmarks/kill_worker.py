@@ -132,7 +132,9 @@ def main() -> None:
     bound = killed.in_flight + round(killed.rate * FLUSH_SECONDS)
     print(f"{given.rows:,} rows, {given.delay} s an answer, {2 * given.sequences} rows in flight\n")
     print("| | without a kill | SIGKILL of the worker at half |\n|---|---|---|")
-    print(f"| seconds until the last row was committed | {whole.seconds:.1f} | {killed.seconds:.1f} ({longer:.2f}×) |")
+    print(
+        f"| seconds until the last row was committed | {whole.seconds:.1f} | {killed.seconds:.1f} ({longer:.2f} times) |"
+    )
     print(f"| rows asked of the engine twice | {whole.twice:,} | {killed.twice:,} |")
     print(f"| rows asked and not committed at the kill | | {killed.uncommitted:,} |")
     print(f"| rows in flight, and those of a flush interval of {FLUSH_SECONDS:.0f} s | | {bound:,} |")

@@ -32,7 +32,7 @@ class Publisher:
     overwrite: bool
     owners: set[str]
     still_held: Callable[[], None]
-    """Raises where another attempt has the duty by now: it may have ended the batch, and a newer one have its target."""
+    """Raises where another attempt has the duty by now: the target may be a newer batch's."""
     _before: Manifest | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,8 +84,6 @@ class Publisher:
 
     def _check_free(self) -> None:
         try:
-            check_free(
-                self.places, self.target, overwrite=self.overwrite, owners=self.owners, batch_id=self.batch_id
-            )
+            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners, batch_id=self.batch_id)
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error

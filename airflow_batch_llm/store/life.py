@@ -172,8 +172,8 @@ class BatchLife:
     ) -> None:
         """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
-        ``rows_done`` and ``rows_failed`` count those as well that got the answer of an equal row. A cancel that came while the results were
-        assembled makes the duty start again: see :class:`DutyLostError`.
+        ``rows_done`` and ``rows_failed`` count those as well that got the answer of an equal row. A cancel that came
+        while the results were assembled makes the duty start again: see :class:`DutyLostError`.
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:

@@ -14,7 +14,6 @@ from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.store.database import Database
 from tests.chaos.seams import Seams
 
-
 _ENGINES: Final[dict[str, Engine]] = {}
 """Kept between schedules, for what takes longest is to compile the statements anew."""
 

@@ -179,7 +179,9 @@ def _files(world: World, batch: Batch) -> Iterator[str]:
     for line in output:
         if line["response"]["body"]["choices"][0]["message"]["content"] != answer_to(source[line["custom_id"]]):
             yield f"{line['custom_id']} has another request's answer"
-    undone = [line for line in errors if line["error"] and line["error"]["code"] in ("batch_cancelled", "batch_expired")]
+    undone = [
+        line for line in errors if line["error"] and line["error"]["code"] in ("batch_cancelled", "batch_expired")
+    ]
     refused = len(errors) - len(undone)
     for line in errors:
         if line not in undone and REFUSED not in source[line["custom_id"]]:

@@ -25,6 +25,7 @@ TESTS: Final = (
     "tests/service/test_service_leases.py",
     "tests/service/test_service_duties.py",
     "tests/service/test_service_generations.py",
+    "tests/service/test_service_round_trip.py",
 )
 SHOWN: Final = 12
 
@@ -45,7 +46,9 @@ class Mutant:
         """Takes the guard out; gives the file it was in."""
         found = [path for path in sorted((package / self.folder).rglob("*.py")) if self._place(path.read_text()) >= 0]
         if len(found) != 1:
-            raise SystemExit(f"The guard {self.guard!r} of mutant {self.name!r} is in {len(found)} files: mend this list.")
+            raise SystemExit(
+                f"The guard {self.guard!r} of mutant {self.name!r} is in {len(found)} files: mend this list."
+            )
         text = found[0].read_text()
         place = self._place(text)
         found[0].write_text(text[:place] + self.instead + text[place + len(self.guard) :])
@@ -80,7 +83,11 @@ def main() -> None:
     for number, mutant in enumerate(MUTANTS, start=1):
         if given.only in (None, number):
             red = _red(mutant, given.seeds)
-            print(f"\n{number}. {mutant.name}: {len(red)} tests turn red" if red else f"\n{number}. {mutant.name}: SURVIVED")
+            print(
+                f"\n{number}. {mutant.name}: {len(red)} tests turn red"
+                if red
+                else f"\n{number}. {mutant.name}: SURVIVED"
+            )
             print("\n".join(f"   {test}" for test in red[:SHOWN]))
             if len(red) > SHOWN:
                 print(f"   … and {len(red) - SHOWN} more")

@@ -90,7 +90,9 @@ class Schedule:
         ]
         self.tidy = Tidy(self.world)
         # No webhook is set, so it never sends anything.
-        self._notifier = Notifier("notifier", (), self.world.state.database, httpx.Client(transport=self.world.transport))
+        self._notifier = Notifier(
+            "notifier", (), self.world.state.database, httpx.Client(transport=self.world.transport)
+        )
         self.actors: list[Actor] = [*self.clients, *self.workers, *self.duties, self.tidy, Clock(self.world)]
         self.world.seams.meanwhile = self._meanwhile
 
