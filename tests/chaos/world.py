@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import secrets
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ class World:
                 stack.enter_context(patch.object(module, "open_storage", self._storage))
                 stack.enter_context(patch.object(module, "places_of", self._places))
             stack.enter_context(patch.object(clock, "now", self._clock))
+            stack.enter_context(patch.object(tempfile, "tempdir", str(self.folder)))  # in memory, if there is room
             stack.enter_context(patch.object(anyio.to_thread, "run_sync", inline))
             stack.enter_context(patch.object(uuid, "uuid4", lambda: uuid.UUID(int=chance.getrandbits(128), version=4)))
             stack.enter_context(patch.object(secrets, "token_bytes", chance.randbytes))
