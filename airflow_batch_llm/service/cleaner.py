@@ -22,7 +22,6 @@ with one ``--storage``), nothing in it is known, so nothing is swept, and that i
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -147,9 +148,9 @@ class Doctor:
 
     def _waiting(self) -> Check:
         check = Check("waiting_batches", "no batch waits for something that does not come by itself")
-        served = Workers(self.database).served()
+        served = cache(Workers(self.database).served)
         for batch in self.health.living():
-            waiting_for = to_wire(batch, rate=None, served=served).progress.waiting_for
+            waiting_for = to_wire(batch, rate=None, served=served(batch["team"])).progress.waiting_for
             if waiting_for:
                 check.add(batch["id"], waiting_for, status=batch["status"])
         return check

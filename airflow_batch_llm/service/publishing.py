@@ -32,10 +32,7 @@ class Publisher:
     overwrite: bool
     owners: set[str]
     still_held: Callable[[], None]
-    """Raises where another attempt has the duty by now.
-
-    That may have ended the batch, and a newer one have its target.
-    """
+    """Raises where another attempt has the duty by now: the target may be a newer batch's."""
     _before: Manifest | None = field(init=False)
 
     def __post_init__(self) -> None:

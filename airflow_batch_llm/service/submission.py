@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import ConflictError, InvalidRequestError, TooManyRequestsError
@@ -18,6 +18,8 @@ from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, BatchCreate, DatasetSpe
 
 IDEMPOTENCY_KEY = "idempotency_key"
 """The metadata under which clients note a key of theirs."""
+LOOKED_AT: Final = 20
+"""How many of the newest batches under a key are asked whether they still write: as good as always the last one."""
 
 
 def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempotency_key: str | None = None) -> NewBatch:
@@ -49,7 +51,8 @@ def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) 
         return
     spec = DatasetSpec.model_validate(record["dataset"])
     owners = {name for name in (record["key"], record["series"]) if name is not None}
-    checked = check_dataset(spec, record["endpoint"], state.finder(team), owners=owners)
+    written = _is_being_written(state, team, record["key"], spec.target)
+    checked = check_dataset(spec, record["endpoint"], state.finder(team), owners=owners, writes=not written)
     if content_sha256(spec, record["model"], record["endpoint"], checked.files) != record["content_sha256"]:
         raise ConflictError(
             f"Source {checked.shown_source} has changed since batch {record['id']} was submitted. Nothing was "
@@ -79,7 +82,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         )
     owners = {name for name in (create.key, create.series) if name is not None}
     finder = state.finder(team)
-    writes = not create.dry_run and not _lives(state, team, create)
+    written = _is_being_written(state, team, create.key, create.dataset.target)
+    writes = not create.dry_run and not written
     checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=writes)
     return NewBatch(
         content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.files, dry_run=create.dry_run),
@@ -92,12 +96,13 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
     )
 
 
-def _lives(state: ServiceState, team: str, create: BatchCreate) -> bool:
-    """Whether this table is worked on under its key: its target may stand by now, and its manifest not yet."""
-    last = state.batches.page(team, after=None, limit=1, key=create.key) if create.key is not None else []
-    return (
-        bool(last) and last[0]["status"] not in ENDED and last[0]["dataset"] == create.dataset.model_dump(mode="json")
-    )
+def _is_being_written(state: ServiceState, team: str, key: str | None, target: str | None) -> bool:
+    """Whether a batch under the key has not ended whose target this is: it may stand by now, and its manifest not yet.
+
+    Then it is looked at when the new batch is planned, which is after that one has ended.
+    """
+    earlier = state.batches.page(team, after=None, limit=LOOKED_AT, key=key) if key is not None else []
+    return any(one["status"] not in ENDED and one["dataset"] and one["dataset"]["target"] == target for one in earlier)
 
 
 def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:

@@ -160,6 +160,14 @@ chunks: Final = Table(
     Index("ix_chunks_lease", "state", "lease_until"),
 )
 
+deleted_chunks: Final = Table(
+    "deleted_chunks",
+    metadata,
+    Column("highest", BigInteger, primary_key=True, autoincrement=False),
+)
+"""On SQLite, the highest id that a deleted chunk had, kept by triggers: SQLite gives the highest id again once its row
+is gone, and the lease of a deleted chunk would then hold for another batch's."""
+
 attempts: Final = Table(
     "attempts",
     metadata,

@@ -58,7 +58,7 @@ class Totals:
         self.statuses += outcome.statuses
 
     def __str__(self) -> str:
-        faults = ", ".join(f"{count:,} × {fault}" for fault, count in sorted(self.faults.items()))
+        faults = ", ".join(f"{count:,} {fault}" for fault, count in sorted(self.faults.items()))
         ends = ", ".join(f"{count:,} {status}" for status, count in sorted(self.statuses.items()))
         return (
             f"{self.kind}: {self.schedules:,} schedules, {self.steps:,} steps, {self.rows:,} rows checked, "

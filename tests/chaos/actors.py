@@ -97,7 +97,7 @@ class DutyProcess:
             return self._died()
         except StoreTroubleError as error:
             return f"broke off: {error}"
-        except Exception as error:  # the process logs it and goes on, and so does this one
+        except Exception as error:  # noqa: BLE001 (the process logs it and goes on, and so does this one)
             return f"broke off: {type(error).__name__}: {error}"
         return "worked" if worked else "nothing to do"
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can make worse than any network: it refuses, drops, delays, and cuts answers in the middle."""
+"""A TCP proxy that a test makes worse than any network: it refuses, drops, delays, cuts answers in the middle."""
 
 from __future__ import annotations
 

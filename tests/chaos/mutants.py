@@ -25,6 +25,7 @@ TESTS: Final = (
     "tests/service/test_service_leases.py",
     "tests/service/test_service_duties.py",
     "tests/service/test_service_generations.py",
+    "tests/service/test_service_round_trip.py",
 )
 SHOWN: Final = 12
 

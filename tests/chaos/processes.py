@@ -44,6 +44,8 @@ class Schedule:
 
     seed: int
     parts: Parts
+    rows: int = ROWS
+    """Of each batch."""
     log: list[str] = field(default_factory=list)
     _frozen: dict[str, float] = field(default_factory=dict)
     """When a frozen worker wakes up."""
@@ -70,7 +72,7 @@ class Schedule:
 
     def _submit(self) -> None:
         self.texts = {
-            name: [self._rng.choice([f"common {row % 7}", f"{name} row {row}"]) for row in range(ROWS)]
+            name: [self._rng.choice([f"common {row % 7}", f"{name} row {row}"]) for row in range(self.rows)]
             for name in ("table", "other", "file")
         }
         self.batches: dict[str, str] = {}
@@ -79,7 +81,7 @@ class Schedule:
             self.batches[self.parts.client.submit(create).id] = name
 
     def _table(self, name: str, texts: list[str]) -> BatchCreate:
-        pq.write_table(pa.table({"n": list(range(ROWS)), "text": texts}), self.parts.data / f"{name}.parquet")
+        pq.write_table(pa.table({"n": list(range(self.rows)), "text": texts}), self.parts.data / f"{name}.parquet")
         spec = DatasetSpec(
             source=f"{name}.parquet",
             target=f"{name}-out.parquet",
@@ -166,7 +168,7 @@ class Schedule:
 
     def _faults(self, batch: Batch) -> Iterator[str]:
         counts = batch.request_counts
-        if (batch.status, counts.total, counts.completed, counts.failed) != ("completed", ROWS, ROWS, 0):
+        if (batch.status, counts.total, counts.completed, counts.failed) != ("completed", self.rows, self.rows, 0):
             yield f"it is {batch.status}, with {counts} and the errors {batch.errors}"
             return
         name = self.batches[batch.id]
@@ -211,15 +213,17 @@ class Schedule:
         self.log.append(f"{time.monotonic() - self._begun:6.1f} s  {what}")
 
 
-def run(seed: int, engine: EngineKind, *, events: int, workers: int = 2) -> tuple[Schedule, list[str]]:
+def run(
+    seed: int, engine: EngineKind, *, events: int, workers: int = 2, rows: int = ROWS
+) -> tuple[Schedule, list[str]]:
     """Runs the schedule of a seed with processes of its own."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Parts(Path(folder), engine, workers) as parts:
-        schedule = Schedule(seed, parts)
+        schedule = Schedule(seed, parts, rows)
         try:
             broken = schedule.run(events)
         except TimeoutError as error:
             broken = [str(error), *_tails(Path(folder))]
-        schedule.log.append(f"{schedule.asked_again} rows of {len(schedule.batches) * ROWS} were asked again")
+        schedule.log.append(f"{schedule.asked_again} rows of {len(schedule.batches) * rows} were asked again")
         return schedule, broken
 
 

@@ -26,7 +26,7 @@ from airflow_batch_llm.settings import TOKEN_VARIABLE
 from tests.chaos.fault_proxy import FaultProxy
 
 EngineKind = Literal["fake", "vllm"]
-TOKEN: Final = "bl-chaos"
+TOKEN: Final = "bl-chaos-of-the-tests"
 SEQUENCES: Final = 8
 """Rows that an engine works on at once: small, so that a batch takes some seconds."""
 START_SECONDS: Final = 240.0

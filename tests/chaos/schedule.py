@@ -58,7 +58,7 @@ def run(seed: int, fresh: FreshStore, *, steps: int | None = None) -> Outcome:
         with world.in_place():
             world.open()
             with closing(world):
-                return Schedule(seed, world, steps or rng.randint(40, 160)).run()
+                return Schedule(seed, world, steps or rng.randint(30, 110)).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         logging.disable(logging.NOTSET)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import secrets
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.models import DEFAULT_TEAM
 from airflow_batch_llm.service import duty_context, state
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.duty_context import DutyContext
-from airflow_batch_llm.service.places import Places, places_of
+from airflow_batch_llm.service.places import TeamPlaces
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.storage import open_storage
@@ -33,7 +35,7 @@ from tests.chaos.in_process import InProcess, Loops, client_of, inline
 from tests.chaos.seams import Process, Seams, Temper
 from tests.chaos.watch import Watch
 
-TOKEN: Final = "bl-chaos"
+TOKEN: Final = "bl-chaos-of-the-tests"
 BEGINS: Final = 1_790_000_000.0
 """When a schedule begins, on its clock."""
 LEASE_SECONDS: Final = 30.0
@@ -118,10 +120,11 @@ class World:
     def _storage(self, settings: ServiceSettings) -> Storage:
         return ChaosStorage(open_storage(settings), self.seams)
 
-    def _places(self, settings: ServiceSettings) -> Places:
-        places = places_of(settings)
-        vars(places)["local"] = ChaosTree(places.local, self.seams)
-        return places
+    def _places(self, settings: ServiceSettings) -> TeamPlaces:
+        teams = TeamPlaces(settings)
+        shared = teams.of(DEFAULT_TEAM)
+        vars(shared)["local"] = ChaosTree(shared.local, self.seams)
+        return teams
 
     def _clock(self) -> datetime:
         return clock.from_unix(self.now)
@@ -134,8 +137,9 @@ class World:
             for module in (state, duty_context):
                 stack.enter_context(patch.object(module, "Database", self._database))
                 stack.enter_context(patch.object(module, "open_storage", self._storage))
-                stack.enter_context(patch.object(module, "places_of", self._places))
+                stack.enter_context(patch.object(module, "TeamPlaces", self._places))
             stack.enter_context(patch.object(clock, "now", self._clock))
+            stack.enter_context(patch.object(tempfile, "tempdir", str(self.folder)))  # in memory, if there is room
             stack.enter_context(patch.object(anyio.to_thread, "run_sync", inline))
             stack.enter_context(patch.object(uuid, "uuid4", lambda: uuid.UUID(int=chance.getrandbits(128), version=4)))
             stack.enter_context(patch.object(secrets, "token_bytes", chance.randbytes))

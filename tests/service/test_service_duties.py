@@ -372,6 +372,8 @@ def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_wa
         patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
         with pytest.raises(Killed):
             service.assemble()
+    assert service.client.cancel(second.id).status == "cancelled"
+    second = submit(service, "s.parquet", target, key="k")
     _overtaken(service)
     assert service.assemble()
     answer_all(service, second)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_batch_llm.errors import ConflictError
+from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.store.duties import DutyLostError
 from airflow_batch_llm.store.life import Plan
@@ -129,3 +129,32 @@ def test_a_team_sees_only_its_own(store: Store) -> None:
     batch_id = store.submit(key="k")
     assert [batch["id"] for batch in store.batches.page(TEAM, after=None, limit=10)] == [batch_id]
     assert store.batches.page("another", after=None, limit=10) == []
+
+
+def _end(store: Store, batch_id: str) -> None:
+    """Cancels a batch while workers are at it, which are silent since."""
+    store.batches.cancel(TEAM, batch_id)
+    store.now += LEASE + 1
+    store.life.settle_ending()
+    duty = store.duties.claim(DutyKind.ASSEMBLE, holder="h", lease_seconds=LEASE)
+    assert duty is not None
+    store.life.finish(duty, BatchStatus.CANCELLED)
+
+
+def test_a_worker_that_wakes_up_late_writes_nothing_into_the_batch_that_came_after_its_own_was_deleted(
+    store: Store,
+) -> None:
+    worker, leases = store.worker(), []
+    for _ in range(3):
+        batch_id = store.planned(chunks=2)
+        leases += [store.claim(worker), store.claim(worker)]
+        _end(store, batch_id)
+        store.batches.delete(TEAM, batch_id)
+    assert None not in leases
+    assert len(set(leases)) == 6
+    store.planned()
+    store.claim(worker)
+    for lease in leases:
+        assert lease is not None
+        with pytest.raises(LeaseLostError):
+            store.chunks.extend(lease, [part()], lease_seconds=LEASE)
