@@ -139,6 +139,8 @@ class EngineSettings:
     """How many rows the engine works on at once; the worker keeps twice as many in flight."""
     start_timeout: float = 1800.0
     """A model of hundreds of gigabytes takes long to load and compile."""
+    stall_seconds: float = 600.0
+    """How long an engine that the worker started may hold rows without an answer or a token before it is replaced."""
     row_timeout: float = 3600.0
     """How long one answer may take before the connection is given up."""
 

@@ -18,6 +18,7 @@ import orjson
 from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.described import described_endpoints
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, judge
+from airflow_batch_llm.worker.stall import tokens_counted
 from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
 
 # Shorter than the 5 s after which uvicorn closes an idle connection: one that it has just closed breaks the next call.
@@ -62,6 +63,18 @@ class Engine:
                 return any(model["id"] == self.model for model in models)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             return False
+
+    async def tokens(self) -> float | None:
+        """The tokens that the server has read and written so far; None where it does not count them.
+
+        Raises :class:`NotTheRowsFaultError` where it does not answer.
+        """
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            async with self._http.get(f"{self.base_url}/metrics", timeout=timeout) as response:
+                return tokens_counted(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotTheRowsFaultError(f"{type(error).__name__}: {error}") from error
 
     async def described(self) -> dict[str, list[str] | None]:
         """The endpoints that the server has, each with the fields that it knows (None where it does not say).

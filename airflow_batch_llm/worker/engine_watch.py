@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from airflow_batch_llm.worker.engine import Engine
+from airflow_batch_llm.worker.judgement import NotTheRowsFaultError
+from airflow_batch_llm.worker.stall import Stall
 from airflow_batch_llm.worker.vllm_process import VllmProcess
 
 log = logging.getLogger(__name__)
@@ -17,6 +20,7 @@ LOOK_SECONDS: Final = 0.25
 DYING_SECONDS: Final = 3.0
 """vLLM answers 500 for about a second and a half before it exits; only after this long is a 500 the row's."""
 ENDPOINT_LOOK_SECONDS: Final = 2.0
+LOOKS_PER_STALL: Final = 20
 
 
 @dataclass
@@ -24,9 +28,14 @@ class EngineWatch:
     """Watches one engine: a supervised ``process``, or (None) a server that somebody else keeps alive."""
 
     process: VllmProcess | None
+    stall: Stall | None = None
+    """Judges whether the supervised engine stands still; None to leave that to the rows' own timeout."""
+    load: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    """How many rows are with the engine, and how many it has answered so far."""
     up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the engine takes rows."""
     _probe: asyncio.Task[bool] | None = None
+    _next_look: float = 0.0
 
     async def start(self, engine: Engine) -> None:
         """Returns once the engine takes rows; a foreign server is waited for."""
@@ -43,7 +52,7 @@ class EngineWatch:
         """Looks for ever; tells each death through ``died`` and brings a supervised engine back."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.up.is_set() and not self._exited():
+            if self.up.is_set() and not self._exited() and not await self._stands_still():
                 continue
             self.up.clear()
             died()
@@ -53,6 +62,23 @@ class EngineWatch:
                 self.process.start()
             await self._wait_ready()
             log.info("the engine takes rows again")
+
+    async def _stands_still(self) -> bool:
+        """Whether the supervised engine will never answer the rows that it has."""
+        if self.stall is None or self.process is None or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + self.stall.seconds / LOOKS_PER_STALL
+        in_flight, answered = self.load()
+        try:
+            tokens = await self._engine.tokens() if in_flight else 0.0
+        except NotTheRowsFaultError:
+            tokens = 0.0  # one that does not even answer this has not moved
+        if tokens is None:
+            return False
+        if not self.stall.stands_still(in_flight=in_flight, answered=answered, tokens=tokens):
+            return False
+        log.warning("the engine has had %d rows for %.0f s, and moved none: it ends", in_flight, self.stall.seconds)
+        return True
 
     async def died(self) -> bool:
         """Whether the engine is dying or dead, asked by a row that got no judgement. Many rows share one look."""
@@ -86,4 +112,6 @@ class EngineWatch:
             while not await self._engine.healthy():
                 log.warning("waiting for %s to serve %s", self._engine.base_url, self._engine.model)
                 await asyncio.sleep(ENDPOINT_LOOK_SECONDS)
+        if self.stall:
+            self.stall.started()
         self.up.set()

@@ -22,6 +22,11 @@ class GpuTime:
     _since: float = 0.0
     _unshared: float = 0.0
 
+    @property
+    def rows(self) -> int:
+        """How many rows are with the engine."""
+        return self._rows
+
     def row_in(self) -> None:
         if self._rows == 0:
             self._since = self.clock()

@@ -11,6 +11,7 @@ from airflow_batch_llm.worker.engine_watch import EngineWatch
 from airflow_batch_llm.worker.identity import engine_identity
 from airflow_batch_llm.worker.runner import Runner
 from airflow_batch_llm.worker.service_link import ServiceLink
+from airflow_batch_llm.worker.stall import Stall
 from airflow_batch_llm.worker.vllm_process import VllmProcess
 
 
@@ -39,4 +40,4 @@ def _runner(settings: WorkerSettings, link: ServiceLink) -> Runner:
     engine = Engine(model=wanted.served_model_name, socket=socket, timeout_seconds=wanted.row_timeout)
     process = VllmProcess(wanted, socket, settings.home / "engine.log")
     identity = engine_identity(wanted.model, wanted.arguments)
-    return Runner(settings, link, engine, EngineWatch(process), identity=identity)
+    return Runner(settings, link, engine, EngineWatch(process, Stall(wanted.stall_seconds)), identity=identity)

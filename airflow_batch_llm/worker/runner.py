@@ -54,6 +54,7 @@ class Runner:
     _draining: asyncio.Event = field(default_factory=asyncio.Event)
     _hungry: asyncio.Event = field(default_factory=asyncio.Event)
     _gpu_time: GpuTime = field(default_factory=GpuTime)
+    _answered: int = 0
     _give_up_at: float = math.inf
     _worker_id: str = ""
     """Empty until registered."""
@@ -64,6 +65,7 @@ class Runner:
         self._window = asyncio.Semaphore(self._slots)
         self._alone = asyncio.Lock()
         self._delivery = Delivery(self.link)
+        self.watch.load = lambda: (self._gpu_time.rows, self._answered)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
@@ -264,6 +266,7 @@ class Runner:
             result = await self.engine.ask(line, work.claim, work.check)
         except NotTheRowsFaultError as error:
             return await self._given_up(work, line, error)
+        self._answered += 1
         work.finish(result)
         return True
 

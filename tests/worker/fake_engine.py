@@ -65,6 +65,8 @@ class FakeEngine:
     deadly_word: str | None = None
     """A row that contains it kills the engine: all that are in flight get no answer, and it is away for a while."""
     deaths: int = 0
+    tokens: int | None = 0
+    """What its metrics count; None where it has none."""
     beside: list[int] = field(default_factory=list)
     """How many other rows were in flight at each of those deaths."""
     description: dict[str, Any] | None = None
@@ -96,6 +98,7 @@ class FakeEngine:
         for endpoint in (*ENDPOINTS, TOKENIZE):
             app.router.add_post(endpoint, self._completion)
         app.router.add_get("/openapi.json", self._described)
+        app.router.add_get("/metrics", self._metrics)
         # A row whose client is gone is no longer in flight, as with vLLM.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -118,6 +121,11 @@ class FakeEngine:
     @property
     def rows_asked_twice(self) -> dict[tuple[str, int], int]:
         return {row: times for row, times in self.asked.items() if times > 1}
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        if self.tokens is None:
+            return web.Response(status=404)
+        return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}\n')
 
     async def _models(self, request: web.Request) -> web.Response:
         self.looks += 1
