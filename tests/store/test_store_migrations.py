@@ -115,7 +115,9 @@ def test_of_services_that_start_at_once_one_makes_the_tables_and_the_first_token
         assert len(connection.execute(select(tokens)).all()) == 1
     token = written[0].read_text().strip()
     assert token == (given or token)
-    assert Tokens(database).team_of(token) == "default"
+    access = Tokens(database).access_of(token)
+    assert access is not None
+    assert access.team == "default"
     database.close()
 
 
