@@ -86,10 +86,12 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         )
         assembler.load()
         with closing(assembler):
-            manifest = _written(context, batch, spec, assembler)
+            manifest = _written(context, duty, batch, spec, assembler)
             _note_answers(context, batch, assembler, folder)
     failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
-    context.life.finish(duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_failed=failed)
+    done = failed + manifest.counts.get(RowStatus.SUCCESS, 0)
+    shown = manifest.model_dump(mode="json")
+    context.life.finish(duty, manifest.status, manifest=shown, rows_done=done, rows_failed=failed)
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
     _tidy_index(context, batch["team"])
 
@@ -132,11 +134,14 @@ def _keys(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, ide
     return RowKeys(context.team_secrets.get(batch["team"]), json.dumps(decides, sort_keys=True).encode())
 
 
-def _written(context: DutyContext, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler) -> Manifest:
+def _written(
+    context: DutyContext, duty: Duty, batch: Mapping[str, Any], spec: DatasetSpec, assembler: Assembler
+) -> Manifest:
     """The target, its files published before its manifest."""
     places = context.places
     target = target_of(spec, places)
-    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch))
+    check = partial(context.life.check_target, duty, batch)
+    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch), check)
     staged = assembler.files
     files: list[TargetFile] = []
     if target.folder:

@@ -76,13 +76,17 @@ def target_of(spec: DatasetSpec, places: Places) -> Target:
     return Target(uri, False, named)
 
 
-def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str]) -> None:
-    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced."""
+def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str], own: str | None = None) -> None:
+    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced.
+
+    :param own: the id of the batch whose files in a folder do not count: an attempt that died has left them.
+    """
     tree = places.tree(target.uri)
     if overwrite:
         return
     if target.folder:
-        standing = next(iter(tree.list(target.uri)), None) if tree.is_folder(target.uri) else None
+        files = tree.list(target.uri) if tree.is_folder(target.uri) else iter(())
+        standing = next((file for file in files if own is None or f"-{own}." not in file.uri), None)
     else:
         standing = tree.stat(target.uri)
     manifest = read_manifest(tree, target.manifest_uri)

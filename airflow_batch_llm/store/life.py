@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, and_, func, insert, or_, select, upda
 
 from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database
-from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
+from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_held, drop_duty, end_duty, has_duty
 from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.tables import batches, chunks
 
@@ -104,6 +104,18 @@ class BatchLife:
         with self._database.reading() as connection:
             return connection.execute(newer.limit(1)).first() is not None
 
+    def check_target(self, duty: Duty, batch: Mapping[str, Any]) -> None:
+        """Looks whether a batch may still write its target, right before it does.
+
+        Raises :class:`DutyLostError` for an attempt that was overtaken, and for a batch that is ending in another way
+        by now, or whose target a newer one has taken over: what that one wrote is not replaced by what is older.
+        """
+        with self._database.reading() as connection:
+            check_held(connection, duty)
+            status = connection.scalar(select(batches.c.status).where(batches.c.id == duty.batch_id))
+        if status != batch["status"] or (status == BatchStatus.CANCELLING and self.superseded(batch)):
+            raise DutyLostError(f"Batch {duty.batch_id} is {status} by now, or a newer one has taken over its target.")
+
     def activate(self, duty: Duty, plan: Plan) -> None:
         """Makes a staged plan real: the batch's chunks can be claimed from here on."""
         with self._database.writing() as connection:
@@ -168,19 +180,19 @@ class BatchLife:
         manifest: dict[str, Any] | None = None,
         output: StoredFile | None = None,
         error: StoredFile | None = None,
+        rows_done: int | None = None,
         rows_failed: int | None = None,
         estimate: dict[str, Any] | None = None,
         trouble: str | None = None,
     ) -> None:
         """Ends a batch whose results stand (or, for a cancelled one, never will), with its files in the same stroke.
 
-        ``rows_failed`` counts those that got a failed row's answer as well. A cancel that came while the results were
-        assembled makes the duty start again: see :class:`DutyLostError`.
+        ``rows_done`` and ``rows_failed`` count those that got an equal row's answer as well. A cancel that came while
+        the results were assembled makes the duty start again: see :class:`DutyLostError`.
         """
         before = BatchStatus.CANCELLING if status == BatchStatus.CANCELLED else BatchStatus.FINALIZING
         with self._database.writing() as connection:
             batch = _row(connection, duty.batch_id)
-            all_done = manifest is not None and status == BatchStatus.COMPLETED
             end_duty(connection, duty)
             for file in (output, error):
                 if file is not None:
@@ -194,7 +206,7 @@ class BatchLife:
                         f"{status}_at": self._database.now(),
                         "manifest": manifest,
                         "estimate": estimate,
-                        "rows_done": batch["rows_total"] if all_done else batch["rows_done"],
+                        "rows_done": batch["rows_done"] if rows_done is None else rows_done,
                         "rows_failed": batch["rows_failed"] if rows_failed is None else rows_failed,
                         "output_file_id": output.id if output else None,
                         "error_file_id": error.id if error else None,
