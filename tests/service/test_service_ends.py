@@ -194,6 +194,24 @@ def test_an_assembler_that_slept_until_a_later_generation_had_published_writes_n
     assert manifest_id(service, folder=folder) == standing[0][0]
 
 
+def test_an_attempt_that_lost_its_duty_publishes_nothing_while_the_next_one_is_at_it(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(service)
+    AnsweringWorker(service).work()
+    original = Publisher.publish
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        for holder in service.state.duties.holders():
+            service.state.duties.free_those_of(holder)
+        assert service.state.duties.claim(DutyKind.ASSEMBLE, holder="another", lease_seconds=60)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(Publisher, "publish", overtaken)
+    assert service.assemble()
+    assert set(contents(service)) == {"s.parquet"}
+
+
 def test_a_batch_whose_successor_has_published_meanwhile_writes_nothing(
     service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
