@@ -17,7 +17,7 @@ from airflow_batch_llm.service.targets import (
     sha256_at,
     sha256_of,
 )
-from airflow_batch_llm.storage.tree import Tree
+from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.wire import Manifest, TargetFile
 
 
@@ -31,8 +31,8 @@ class Publisher:
     batch_id: str
     overwrite: bool
     owners: set[str]
-    still_held: Callable[[], None]
-    """Raises where another attempt has the duty by now: the target may be a newer batch's."""
+    check: Callable[[], None]
+    """Raises where this batch, or this attempt at it, may not write any more; asked right before each effect."""
     _before: Manifest | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,17 +46,17 @@ class Publisher:
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
-        self.still_held()
         file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
-        self.still_held()
         if self.target.folder:
+            self.check()
             self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
             return file
         standing = self.tree.stat(uri)
-        if standing is not None and standing.size == file.bytes and sha256_at(self.tree, standing) == file.sha256:
+        if standing is not None and _is(self.tree, standing, file):
             return file  # an attempt that died right after publishing has done it
         if standing is not None:
             self._check_free()
+        self.check()
         try:
             self.tree.publish(path, uri, replace=standing is not None)
         except FileExistsError as error:
@@ -71,7 +71,7 @@ class Publisher:
         uri = self.target.manifest_uri
         with self.tree.scratch(uri, owner=self.batch_id) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
-            self.still_held()
+            self._check_manifest(manifest)
             self.tree.publish(path, uri, replace=True)
         if self.target.folder and self._before is not None:
             now = {file.uri for file in manifest.files}
@@ -79,11 +79,27 @@ class Publisher:
                 if file.uri not in now and file.uri.startswith(f"{self.target.uri}/"):
                     self.tree.delete(file.uri)
 
+    def _check_manifest(self, manifest: Manifest) -> None:
+        """A single file that stands is nobody's without its manifest: that one follows, unless another's is there."""
+        if self.target.folder or not self._stands_alone(manifest.files[0]):
+            self.check()
+
+    def _stands_alone(self, file: TargetFile) -> bool:
+        now = read_manifest(self.tree, self.target.manifest_uri)
+        if (now and now.batch_id) != (self._before and self._before.batch_id):
+            return False
+        standing = self.tree.stat(file.uri)
+        return standing is not None and _is(self.tree, standing, file)
+
     def _is_own(self, manifest: Manifest | None) -> bool:
         return manifest is not None and manifest.batch_id == self.batch_id
 
     def _check_free(self) -> None:
         try:
-            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners, batch_id=self.batch_id)
+            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners, own=self.batch_id)
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
+
+
+def _is(tree: Tree, standing: Entry, file: TargetFile) -> bool:
+    return standing.size == file.bytes and sha256_at(tree, standing) == file.sha256

@@ -91,9 +91,8 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
             _note_answers(context, batch, assembler, folder)
     failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
     done = failed + manifest.counts.get(RowStatus.SUCCESS, 0)
-    context.life.finish(
-        duty, manifest.status, manifest=manifest.model_dump(mode="json"), rows_done=done, rows_failed=failed
-    )
+    shown = manifest.model_dump(mode="json")
+    context.life.finish(duty, manifest.status, manifest=shown, rows_done=done, rows_failed=failed)
     log.info("%s %s: %d rows", manifest.status, duty.batch_id, manifest.rows)
     _tidy_index(context, batch["team"])
 
@@ -142,10 +141,8 @@ def _written(
     """The target, its files published before its manifest."""
     places = context.places.of(batch["team"])
     target = target_of(spec, places)
-    still_held = partial(context.duties.extend, duty, lease_seconds=context.settings.duty_lease_seconds)
-    publisher = Publisher(
-        places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch), still_held
-    )
+    check = partial(context.life.check_target, duty, batch)
+    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch), check)
     staged = assembler.files
     files: list[TargetFile] = []
     if target.folder:

@@ -76,19 +76,17 @@ def target_of(spec: DatasetSpec, places: Places) -> Target:
     return Target(uri, False, named)
 
 
-def check_free(
-    places: Places, target: Target, *, overwrite: bool, owners: set[str], batch_id: str | None = None
-) -> None:
+def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str], own: str | None = None) -> None:
     """Raises :class:`InvalidRequestError` where a target exists that may not be replaced.
 
-    In a folder, the files of ``batch_id`` itself are in nobody's way: an attempt that died has left them.
+    :param own: the id of the batch whose files in a folder do not count: an attempt that died has left them.
     """
     tree = places.tree(target.uri)
     if overwrite:
         return
     if target.folder:
         found = tree.list(target.uri) if tree.is_folder(target.uri) else ()
-        standing = next((entry for entry in found if batch_id is None or not _is_of(entry, batch_id)), None)
+        standing = next((entry for entry in found if own is None or not _is_of(entry, own)), None)
     else:
         standing = tree.stat(target.uri)
     manifest = read_manifest(tree, target.manifest_uri)

@@ -34,6 +34,12 @@ def has_duty(connection: Connection, batch_id: str, kind: DutyKind) -> bool:
     return connection.execute(query).first() is not None
 
 
+def check_held(connection: Connection, duty: Duty) -> None:
+    """Raises :class:`DutyLostError` if a duty is not held any more."""
+    if connection.execute(select(duties.c.batch_id).where(*_held(duty))).first() is None:
+        raise DutyLostError(f"Attempt {duty.attempt} no longer holds the {duty.kind} duty of batch {duty.batch_id}.")
+
+
 def end_duty(connection: Connection, duty: Duty) -> None:
     """Marks a duty done, inside the transaction of its effect. Raises :class:`DutyLostError` if it is not held."""
     ended = connection.execute(update(duties).where(*_held(duty)).values(done=True, lease_until=None))

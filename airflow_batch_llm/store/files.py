@@ -73,7 +73,7 @@ def hold_sources(connection: Connection, database: Database, team: str, dataset:
 
 
 def _uploaded(dataset: Mapping[str, Any] | None) -> Iterator[str]:
-    source = [] if dataset is None else dataset["source"]
+    source = (dataset or {}).get("source", [])
     return (place for place in ([source] if isinstance(source, str) else source) if FILE_ID.fullmatch(place))
 
 

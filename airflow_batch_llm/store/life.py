@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, and_, func, insert, or_, select, upda
 
 from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database, tried_again
-from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, drop_duty, end_duty, has_duty
+from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_held, drop_duty, end_duty, has_duty
 from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
@@ -103,6 +103,18 @@ class BatchLife:
         )
         with self._database.reading() as connection:
             return connection.execute(newer.limit(1)).first() is not None
+
+    def check_target(self, duty: Duty, batch: Mapping[str, Any]) -> None:
+        """Looks whether a batch may still write its target, right before it does.
+
+        Raises :class:`DutyLostError` for an attempt that was overtaken, and for a batch that is ending in another way
+        by now, or whose target a newer one has taken over: what that one wrote is not replaced by what is older.
+        """
+        with self._database.reading() as connection:
+            check_held(connection, duty)
+            status = connection.scalar(select(batches.c.status).where(batches.c.id == duty.batch_id))
+        if status != batch["status"] or (status == BatchStatus.CANCELLING and self.superseded(batch)):
+            raise DutyLostError(f"Batch {duty.batch_id} is {status} by now, or a newer one has taken over its target.")
 
     @tried_again
     def activate(self, duty: Duty, plan: Plan) -> None:

@@ -144,16 +144,19 @@ def page(service: RunningService, batch_id: str, *, worker: AnsweringWorker | No
 
 
 def test_after_its_time_nothing_of_a_batch_is_left_but_its_record_and_its_target(either: RunningService) -> None:
-    house = House(either)
+    house = House(either, keep_seconds=20 * 86_400)
     AnsweringWorker(either, engine_identity="e")
     batch = answered(either, submit(either, name="first"), failing=[0])
     with openai_client(either) as client:
         of_file = create(client, HELLO)
         finish(either, engine_identity="e")
-    house.later(29)
+    house.later(19)
     assert submit(either, name="reusing").progress.rows_reused == 2
     assert house.of(batch)
-    house.later(2.5)
+    house.later(2)
+    assert submit(either, name="asked-anew").progress.rows_reused == 0
+    assert either.state.index_files.living("default") == ([], [])
+    house.later(11)
     kept = [key for key in house.stored("") if batch.id in key or of_file.id in key]
     assert kept == []
     assert (either.data_root / "first-out.parquet").exists()
@@ -165,7 +168,6 @@ def test_after_its_time_nothing_of_a_batch_is_left_but_its_record_and_its_target
     assert "first-out.parquet" in page(either, batch.id)["error"]["message"]
     with pytest.raises(ConflictError, match=r"What batch .* had done is gone: it was kept until .* as a new batch"):
         either.client.retry(batch.id)
-    assert submit(either, name="asked-anew").progress.rows_reused == 0
 
 
 def test_result_files_are_kept_as_long_as_was_said_even_if_that_is_longer(either: RunningService) -> None:
@@ -353,7 +355,7 @@ def test_two_replicas_never_clean_at_once(service: RunningService, monkeypatch: 
     assert inside == [False]
 
 
-def test_a_cleaner_that_died_is_followed_by_another_and_stops_when_it_wakes_up(
+def test_a_cleaner_that_lost_its_turn_stops_when_it_wakes_up(
     service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house, other = House(service), House(service)
@@ -363,7 +365,7 @@ def test_a_cleaner_that_died_is_followed_by_another_and_stops_when_it_wakes_up(
     def asleep(self: Any, turn: Any) -> bool:
         monkeypatch.setattr(cleaning.Cleaner, "_drop_index", drop)
         other.now = house.now + cleaning.LEASE_SECONDS + 1
-        assert other.cleaner.run_once()
+        assert other.cleaner.cleanings.claim("another", lease_seconds=cleaning.LEASE_SECONDS)
         service.state.storage.put(old, b"x")
         house.now += 10 * 86_400
         return False

@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
-from sqlalchemy import Double, literal
+from sqlalchemy import Double, literal, select
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.service import duties
+from airflow_batch_llm.service.duty_context import DutyContext
+from airflow_batch_llm.service.parts import stored_results
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
@@ -107,13 +110,13 @@ class Chaos:
             pass
 
     def cancel(self) -> None:
-        if batches := [*self.ids, *self.files]:
-            self.tolerated(lambda: self.service.client.cancel(self.chance.choice(batches)))
+        if known := [*self.ids, *self.files]:
+            self.tolerated(lambda: self.service.client.cancel(self.chance.choice(known)))
 
     def retry(self) -> None:
-        if not (batches := [*self.ids, *self.files]):
+        if not (known := [*self.ids, *self.files]):
             return
-        before = self.chance.choice(batches)
+        before = self.chance.choice(known)
         again = self.tolerated(lambda: self.service.client.retry(before))
         if again is not None:
             of = self.files if before in self.files else self.ids
@@ -124,10 +127,43 @@ class Chaos:
         self.pass_time(self.chance.choice([0.05, 0.3, 1.1, 2, 10, 31, 45]))
 
     def pass_time(self, days: float) -> None:
+        answers, before = self.answers(), self.gone_on_from()
         self.house.later(days)
+        self.check_kept(answers, before)
         self.service.state.life.expire_due()
         self.service.state.life.settle_ending()
         self.check()
+
+    def records(self) -> list[Any]:
+        with self.service.state.database.reading() as connection:
+            return [row._asdict() for row in connection.execute(select(batches))]
+
+    def answers(self) -> dict[str, list[int]]:
+        """The rows whose answers each batch has that a retry could go on from."""
+        context = DutyContext.open(self.service.settings)
+        found = {}
+        for record in self.records():
+            if record["plan_key"] is not None and record["bytes_dropped_at"] is None and not record["dry_run"]:
+                stored = stored_results(context.storage, record["plan_key"], context.parts(record))
+                found[record["id"]] = sorted(answer.row for some in stored for answer in some)
+        return found
+
+    def gone_on_from(self) -> dict[str, str | None]:
+        """The batch that each one which is to be planned goes on from."""
+        life = self.service.state.life
+        waiting = [record for record in self.records() if record["status"] == "validating"]
+        return {record["id"]: (life.generation_before(record) or {}).get("id") for record in waiting}
+
+    def check_kept(self, answers: dict[str, list[int]], before: dict[str, str | None]) -> None:
+        """No answer has gone that something needs, or that is younger than what is kept."""
+        assert self.gone_on_from() == before
+        now = self.answers()
+        assert now == {batch: answers[batch] for batch in now}
+        records = {record["id"]: record for record in self.records()}
+        for gone in answers.keys() - now.keys():
+            if gone in records:
+                ended = [records[gone][f"{status}_at"] for status in ("completed", "failed", "expired", "cancelled")]
+                assert self.house.now - max(filter(None, ended)) >= 30 * DAY
 
     def tolerated(self, call: Any) -> Any:
         try:
