@@ -27,6 +27,7 @@ from airflow_batch_llm.store.database import Database
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where two processes share the tests (``-n 2 --dist loadgroup``), each folder's pool and Airflow stay in one."""
     for item in items:
