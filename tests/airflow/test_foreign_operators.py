@@ -60,7 +60,8 @@ def requests(model: str) -> bytes:
 
 def test_every_foreign_operator_succeeds(run: Run) -> None:
     states = run.airflow.task_states(DAG, run.run_id)
-    assert (run.state, set(states.values())) == ("success", {"success"}), states
+    logs = [run.airflow.task_log(DAG, run.run_id, task) for task, state in states.items() if state != "success"]
+    assert (run.state, set(states.values())) == ("success", {"success"}), "\n".join([str(states), *logs])
 
 
 @pytest.mark.parametrize("task_id", ["openai_text", "openai_label", "adapter_text", "adapter_label"])
