@@ -323,6 +323,19 @@ def test_the_record_goes_in_the_end_and_its_key_is_free_again(service: RunningSe
     assert submit(service, key="k").generation == 1
 
 
+def test_a_record_waits_until_its_end_was_told(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(service)
+    batch = cancelled_after(service, submit(service), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.notifier, "run_once", lambda: False)
+        house.later(400)
+        house.later(400)
+    assert service.client.get(batch.id).status == "cancelled"
+    house.later(1)
+    with pytest.raises(NotFoundError):
+        service.client.get(batch.id)
+
+
 def test_the_record_of_an_early_generation_is_kept_while_its_key_is_used(service: RunningService) -> None:
     house = House(service)
     first = cancelled_after(service, submit(service, key="k"), 1)
