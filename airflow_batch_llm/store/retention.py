@@ -26,7 +26,7 @@ from airflow_batch_llm.store.batches import forget_batch
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.files import in_use
 from airflow_batch_llm.store.index_files import forget_results
-from airflow_batch_llm.store.tables import batches, files, index_batches, index_files
+from airflow_batch_llm.store.tables import batches, duties, files, index_batches, index_files
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class Retention:
         return [batch.id for batch in due if self._drop_bytes(batch, keep)]
 
     def forget_batches(self, *, keep: float, limit: int) -> list[str]:
-        """Forgets the records of batches without bytes whose key was not used for long; gives the ids."""
+        """Forgets the records of batches without bytes whose key was not used for long; gives the ids.
+
+        One whose end is still to be told to a webhook waits for that.
+        """
         used = batches.alias("used")
         used_at = ended_at(used)
         before = self._database.now() - keep
@@ -99,6 +102,7 @@ class Retention:
         query = select(batches.c.id).where(
             batches.c.bytes_dropped_at.is_not(None),
             ended_at() < before,
+            ~exists().where(duties.c.batch_id == batches.c.id, duties.c.done.is_(False)),
             ~exists().where(same_key, or_(used_at.is_(None), used_at >= before, used.c.bytes_dropped_at.is_(None))),
         )
         with self._database.writing() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 from typing import Any
 
@@ -322,6 +323,19 @@ def test_the_record_goes_in_the_end_and_its_key_is_free_again(service: RunningSe
     assert submit(service, key="k").generation == 1
 
 
+def test_a_record_waits_until_its_end_was_told(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(service)
+    batch = cancelled_after(service, submit(service), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.notifier, "run_once", lambda: False)
+        house.later(400)
+        house.later(400)
+    assert service.client.get(batch.id).status == "cancelled"
+    house.later(1)
+    with pytest.raises(NotFoundError):
+        service.client.get(batch.id)
+
+
 def test_the_record_of_an_early_generation_is_kept_while_its_key_is_used(service: RunningService) -> None:
     house = House(service)
     first = cancelled_after(service, submit(service, key="k"), 1)
@@ -367,7 +381,7 @@ def test_a_cleaner_that_lost_its_turn_stops_when_it_wakes_up(
         other.now = house.now + cleaning.LEASE_SECONDS + 1
         assert other.cleaner.cleanings.claim("another", lease_seconds=cleaning.LEASE_SECONDS)
         service.state.storage.put(old, b"x")
-        house.now += 10 * 86_400
+        os.utime(service.settings.storage_root / old, (1_000, 1_000))
         return False
 
     monkeypatch.setattr(cleaning.Cleaner, "_drop_index", asleep)

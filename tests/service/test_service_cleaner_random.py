@@ -50,7 +50,7 @@ class Chaos:
 
     def step(self) -> None:
         steps = [self.new_table, self.again, self.new_file, self.plan, self.some_work, self.work, self.assemble]
-        steps += [self.cancel, self.retry, self.clean, self.clean]
+        steps += [self.cancel, self.retry, self.clean, self.clean, self.wait_long_for_a_plan]
         self.chance.choice(steps)()
 
     def new_table(self) -> None:
@@ -125,6 +125,22 @@ class Chaos:
     def clean(self) -> None:
         self.check()
         self.pass_time(self.chance.choice([0.05, 0.3, 1.1, 2, 10, 31, 45]))
+
+    def wait_long_for_a_plan(self) -> None:
+        """A batch is cancelled in the middle, submitted again much later, and planned much later still."""
+        self.new_table()
+        name = list(self.tables)[-1]
+        self.finish_planning()
+        self.some_work()
+        self.tolerated(lambda: self.service.client.cancel([one for one in self.ids if self.ids[one] == name][-1]))
+        self.pass_time(1.1)
+        self.assemble()
+        self.submit(name)
+        self.pass_time(45)
+
+    def finish_planning(self) -> None:
+        while self.service.plan():
+            pass
 
     def pass_time(self, days: float) -> None:
         answers, before = self.answers(), self.gone_on_from()
