@@ -36,7 +36,7 @@ TINY_MODEL := .venv-vllm/tiny-model/config.json
 help:
 	@echo "make demo       run a Dag on Airflow and vLLM, on this machine, and show what comes out"
 	@echo "make test       every check and every test"
-	@echo "make test-all   the same, and then the example Dags and the embeddings on whole tables"
+	@echo "make test-all   the same, and then whole tables, 1,000 schedules of faults and 60 with real processes"
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
 	@echo "make chaos      N=1000 schedules of faults over the real store (SEED=1, STORE=sqlite, postgres or both)"
 	@echo "make lint       ruff, mypy and the import contracts"
@@ -51,7 +51,11 @@ test: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "airflow or vllm"
 
 test-all: test
-	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py
+	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py \
+	  tests/vllm/test_vllm_poison.py
+	$(MAKE) chaos
+	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine fake
+	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine vllm
 
 test-fast: $(INSTALLED)
 	.venv/bin/python -m pytest -n auto -m "not airflow and not vllm"

@@ -11,41 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.service.work_database import open_database
 
-MEMORY: Final = "384MB"
-"""What DuckDB may use before it spills."""
 READ_ROWS: Final = 16_384
 _BLOCK: Final = 64
 """The block size of SHA-256, which HMAC pads its key to."""
-
-
-def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB that reads and writes below ``folder`` alone, and loads nothing from elsewhere."""
-    connection = duckdb.connect(
-        folder / "work.duckdb",
-        config={
-            "memory_limit": MEMORY,
-            "temp_directory": str(folder / "spilled"),
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "threads": 2,
-            "preserve_insertion_order": False,
-        },
-    )
-    connection.execute(f"SET allowed_directories = [{quoted(folder)}]")
-    connection.execute("SET enable_external_access = false")
-    return connection
-
-
-def quoted(path: Path) -> str:
-    """A path as a text in SQL."""
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
 from airflow_batch_llm.service.request_file import MOST_ERRORS, RequestFile, RequestFileInvalidError, RequestLine
+from airflow_batch_llm.service.work_database import open_database
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import BatchError
 from airflow_batch_llm.worker_wire import ResultLine, RowLine
@@ -97,8 +97,7 @@ def _ids(requests: list[RequestLine]) -> pa.RecordBatch:
 
 def _repeated(ids: Path) -> list[BatchError]:
     """The lines whose ``custom_id`` an earlier line has. Hashes are grouped first: they need less memory."""
-    config = {"memory_limit": MEMORY, "temp_directory": str(ids.parent), "threads": 1}
-    with duckdb.connect(ids.parent / "ids.duckdb", config=config) as connection:  # type: ignore[arg-type]
+    with open_database(ids.parent, memory=MEMORY, threads=1) as connection:
         found = connection.execute(
             """
             SELECT custom_id, list_sort(list(line))[:2] AS lines

@@ -117,6 +117,12 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return problem(400, f"The body is not JSON: {first['ctx']['error']}. Nothing was done.", "invalid_json")
+    sent = request.headers.get("content-type", "")
+    if first["loc"] == ("body",) and "json" not in sent:
+        message = (
+            f"The body has the Content-Type {sent or '(none)'}, but it must be application/json. Nothing was done."
+        )
+        return problem(400, message, "invalid_content_type", "Content-Type")
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     return problem(400, f"{place}: {first['msg']}. Nothing was done.", "invalid_request", place)
 

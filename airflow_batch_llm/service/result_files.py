@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
-import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,7 @@ from airflow_batch_llm.models import FilePurpose, RowStatus
 from airflow_batch_llm.service.file_planner import ROW_GROUP
 from airflow_batch_llm.service.parts import CountsError, PartFile, stored_results
 from airflow_batch_llm.service.plan_stage import ROWS_FILE
+from airflow_batch_llm.service.work_database import open_database
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.files import StoredFile
 from airflow_batch_llm.worker_wire import NO_RESPONSE, ResultLine
@@ -133,8 +133,7 @@ class ResultFiles:
                 yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
     def _sorted(self, folder: Path) -> _Sorted:
-        config = {"memory_limit": SORT_MEMORY, "temp_directory": str(folder), "threads": 1}
-        sorter = duckdb.connect(folder / "results.duckdb", config=config)  # type: ignore[arg-type]
+        sorter = open_database(folder, memory=SORT_MEMORY, threads=1)
         sorter.from_arrow(_SORTED.empty_table()).create("results")
         for lines in stored_results(self.storage, self.plan_prefix, self.parts):
             sorter.from_arrow(_table(lines)).insert_into("results")

@@ -19,7 +19,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.service.asked_rows import open_database, quoted
+from airflow_batch_llm.service.work_database import open_database, quoted
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.index_files import IndexFile, IndexFiles
 

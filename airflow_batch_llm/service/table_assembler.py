@@ -20,7 +20,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.asked_rows import READ_ROWS, open_database, quoted
+from airflow_batch_llm.service.asked_rows import READ_ROWS
 from airflow_batch_llm.service.formats import FileFormat
 from airflow_batch_llm.service.output_columns import RESULT, OutputColumns
 from airflow_batch_llm.service.parts import CountsError, PartFile, stored_contents
@@ -37,6 +37,7 @@ from airflow_batch_llm.service.table_planner import (
     file_folder,
 )
 from airflow_batch_llm.service.target_writers import TargetWriter, open_writer
+from airflow_batch_llm.service.work_database import open_database, quoted
 from airflow_batch_llm.storage.base import Storage
 
 _TYPES: Final = {

@@ -12,7 +12,7 @@ from tests.chaos.schedule import run
 from tests.chaos.stores import FreshStore, StoreKind, fresh_stores
 
 SEEDS: dict[StoreKind, range] = {"sqlite": range(1, 61), "postgres": range(61, 86)}
-STEPS = 60
+STEPS = 40
 AT_ONCE = 5
 
 
