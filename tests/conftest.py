@@ -110,15 +110,17 @@ def store_url(backend: str, tmp_path: Path, migrated_store: Path, request: pytes
     """A migrated store of the test's own."""
     if backend == "postgres":
         return request.getfixturevalue("postgres_server").migrated()
-    return f"sqlite:///{shutil.copy(migrated_store, tmp_path)}"
+    (tmp_path / "home").mkdir(mode=0o700)
+    return f"sqlite:///{shutil.copy(migrated_store, tmp_path / 'home')}"
 
 
 @pytest.fixture
-def settings(tmp_path: Path, store_url: str) -> ServiceSettings:
+def settings(tmp_path: Path, backend: str, store_url: str) -> ServiceSettings:
     home, data = tmp_path / "home", tmp_path / "data"
-    home.mkdir(mode=0o700)
+    home.mkdir(mode=0o700, exist_ok=True)
     data.mkdir()
-    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0, database_url=store_url)
+    url = store_url if backend == "postgres" else None
+    return ServiceSettings(home=home, data_roots=(data,), port=free_port(), lease_seconds=5.0, database_url=url)
 
 
 @pytest.fixture

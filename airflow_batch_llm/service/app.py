@@ -49,7 +49,7 @@ def create_app(state: ServiceState) -> FastAPI:
     extensions = [extension_routes, event_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
-    app.add_middleware(Gate, state=state)
+    app.add_middleware(Gate)
     add_problem_handlers(app)
     describe_truthfully(app)
     return app

@@ -29,12 +29,16 @@ SMALL_BYTES: Final = 1 << 16
 """A body up to here may still arrive after a refusal; for a longer one the connection is closed."""
 
 
+def _state(scope: Scope) -> ServiceState:
+    state: ServiceState = scope["app"].state.service
+    return state
+
+
 class Gate:
     """Lets only those requests through that carry a token, with bodies of a size that the service takes."""
 
-    def __init__(self, app: ASGIApp, state: ServiceState) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
@@ -45,7 +49,7 @@ class Gate:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        limit = _limit(scope, self._state.settings.limits)
+        limit = _limit(scope, _state(scope).settings.limits)
         if limit is None:
             await self._app(scope, receive, send)
         elif _declared(headers) > limit.bytes:
@@ -55,7 +59,7 @@ class Gate:
 
     async def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         try:
-            access = await run_in_threadpool(access_of, self._state.tokens, headers.get("authorization"))
+            access = await run_in_threadpool(access_of, _state(scope).tokens, headers.get("authorization"))
         except UnauthorizedError as error:
             closing = _closing(headers) | {"WWW-Authenticate": "Bearer"}
             return problem(error.status, error.message, error.code, headers=closing)

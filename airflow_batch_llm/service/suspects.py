@@ -3,7 +3,8 @@
 When an engine dies, the rows that were with it are suspects. They get a chunk of their own, and a worker that claims
 that gives them to its engine one at a time, with nothing else. A row that the engine dies of then, alone, and again
 alone, is an error from then on. A lease that ran out blames nobody: its worker may just have lost its machine. Only a
-chunk that was claimed again and again without any result is cut, until one row is left of it.
+chunk that was claimed again and again without any result is cut, until one row is left of it; and that is an error only
+once its workers have ended as often with nothing but it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def cut_where_needed(
         chunk = state.chunks.split(lease, _apart(chunk, _undone(state, chunk, done)))
     elif chunk["barren"] > BARREN_CLAIMS:
         undone = _undone(state, chunk, done)
-        if len(undone) == 1:
+        if len(undone) == 1 and chunk["alone"]:
             return chunk, [_given_up(undone[0])]
         chunk = state.chunks.split(lease, _smaller(undone, alone=chunk["alone"]))
     return chunk, _condemned(chunk, done)
@@ -56,6 +57,8 @@ def _apart(chunk: Mapping[str, Any], undone: Sequence[int]) -> Pieces:
 
 
 def _smaller(undone: Sequence[int], *, alone: bool) -> Pieces:
+    if len(undone) == 1:  # what ended its workers may have been a row of another chunk, so it is tried alone
+        return Pieces(kept=[], cut=[undone], alone=True)
     size = -(-len(undone) // _PIECES)
     pieces = [undone[start : start + size] for start in range(0, len(undone), size)]
     return Pieces(kept=pieces[0] if pieces else [], cut=pieces[1:], alone=alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,12 +41,13 @@ def fresh_stores(kind: StoreKind, folder: Path) -> Iterator[FreshStore]:
 def _sqlite(folder: Path) -> Iterator[FreshStore]:
     template = folder / "template.sqlite"
     _migrate(f"sqlite:///{template}")
-    path = folder / "store.sqlite"
+    numbers = itertools.count(1)
 
     def copied() -> str:
-        for ending in ("-wal", "-shm"):
-            path.with_name(path.name + ending).unlink(missing_ok=True)
-        return f"sqlite:///{shutil.copy(template, path)}"
+        number = next(numbers)
+        for before in folder.glob(f"store-{number - 1}.sqlite*"):
+            before.unlink()
+        return f"sqlite:///{shutil.copy(template, folder / f'store-{number}.sqlite')}"
 
     yield copied
 

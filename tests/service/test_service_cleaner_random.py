@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
-from sqlalchemy import Double, literal, select
+from sqlalchemy import Double, bindparam, select
 
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.service import duties
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.service.parts import stored_results
+from airflow_batch_llm.store.claimable import ClaimableChunks
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
@@ -231,7 +232,9 @@ def test_the_cleaner_deletes_nothing_that_anything_needs(
 ) -> None:
     house = House(service)
     house.now = time.time()
-    monkeypatch.setattr(Database, "now", lambda _: literal(house.now, Double))
+    now = lambda _: bindparam(None, callable_=lambda: house.now, type_=Double(), unique=True)  # noqa: E731
+    monkeypatch.setattr(Database, "now", now)
+    monkeypatch.setattr(service.state.chunks, "_claimable", ClaimableChunks(service.state.database.now()))
     monkeypatch.setattr(duties, "ENDING_SECONDS", 0.0)
     worker = AnsweringWorker(service, engine_identity="e", part_rows=2)
     with openai_client(service) as client:

@@ -500,7 +500,7 @@ def test_an_expired_file_is_gone_everywhere(
 ) -> None:
     expiring = upload(client, expires_after={"anchor": "created_at", "seconds": 3600})
     staying = upload(client)
-    travel(service, monkeypatch, 3595)
+    travel(service, monkeypatch, 3500)
     assert client.files.retrieve(expiring).id == expiring
     travel(service, monkeypatch, 3601)
     _check_gone(http, expiring)

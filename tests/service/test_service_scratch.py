@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from airflow_batch_llm.child_process import process_name
 from airflow_batch_llm.service.scratch import scratch_folder, sweep
 from airflow_batch_llm.settings import ServiceSettings
 from tests.conftest import eventually
@@ -66,7 +67,7 @@ def test_the_duty_processes_keep_their_files_below_the_home_and_remove_what_dead
     with at_work(settings.scratch_root) as (killed, left):
         killed.kill()
         killed.wait()
-        command = [sys.executable, "-m", "airflow_batch_llm.service.duty_process", "plan"]
+        command = [sys.executable, "-m", "airflow_batch_llm.service.duty_process", "plan", process_name()]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
             assert child.stdin is not None
             with child.stdin as stream:

@@ -10,7 +10,7 @@ from airflow_batch_llm.store.claimable import FIRST_WAITING, ClaimableChunks
 from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.worker_wire import Registration, ServedModel
 from tests.postgres import BOTH_STORES
-from tests.store.test_store_chunks import CHAT, LEASE, TEAM, Store, store
+from tests.store.test_store_chunks import CHAT, LEASE, POOL, TEAM, Store, store
 
 __all__ = ["store"]
 pytestmark = BOTH_STORES
@@ -19,7 +19,7 @@ OTHER = "/v1/completions"
 
 def _worker(store: Store, *endpoints: str, name: str = "w") -> str:
     models = [ServedModel(model="m", endpoint=endpoint) for endpoint in endpoints]
-    return store.workers.register(TEAM, Registration(name=name, version="1", models=models))
+    return store.workers.register(POOL, Registration(name=name, version="1", models=models))
 
 
 def test_a_worker_of_several_endpoints_takes_what_is_most_urgent_of_all(store: Store) -> None:
@@ -62,7 +62,7 @@ def test_a_claim_reads_the_index_and_sorts_no_waiting_chunks(store: Store, analy
         connection.execute(done)
         if analyzed:
             connection.execute(text("ANALYZE"))
-    waiting = _plan(store, FIRST_WAITING.params(model="m", endpoint=CHAT))
+    waiting = _plan(store, FIRST_WAITING.params(model="m", endpoint=CHAT, worker_id="w"))
     assert "ix_chunks_claim" in waiting
     assert "sort" not in waiting.replace("-sort", "").lower()
     assert "TEMP B-TREE" not in waiting
