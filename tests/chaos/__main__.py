@@ -36,6 +36,7 @@ def main() -> None:
                 if totals.schedules % SHOWN_EVERY == 0:
                     print(f"{totals} in {time.monotonic() - begun:.0f} s", flush=True)
             print(f"{totals} in {time.monotonic() - begun:.0f} s", flush=True)
+            failed += totals.rows == 0  # then nothing was tried
     sys.exit(1 if failed else 0)
 
 
