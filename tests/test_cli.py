@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_batch_llm.cli import main
+from airflow_batch_llm.cli import common, main
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.settings import HOME_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
@@ -42,6 +42,8 @@ class CommandLine:
             patch.delenv(TOKEN_VARIABLE, raising=False)
             patch.chdir(self._service.data_root)
             patch.setattr(sys, "argv", ["batch-llm", *arguments])
+            for console in (common.out, common.err):
+                patch.setattr(console, "_width", None)  # else that of the moment in which it was made
             for name, value in (own | environment).items():
                 patch.setenv(name, value)
             main()

@@ -11,7 +11,7 @@ from tests.chaos.__main__ import failure
 from tests.chaos.schedule import run
 from tests.chaos.stores import FreshStore, StoreKind, fresh_stores
 
-SEEDS: dict[StoreKind, range] = {"sqlite": range(1, 26), "postgres": range(61, 71)}
+SEEDS: dict[StoreKind, range] = {"sqlite": range(1, 16), "postgres": range(61, 71)}
 STEPS = 40
 AT_ONCE = 5
 
