@@ -52,7 +52,7 @@ test: $(INSTALLED) $(TINY_MODEL)
 
 test-all: test
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py \
-	  tests/vllm/test_vllm_poison.py tests/service/test_service_fuzz.py
+	  tests/vllm/test_vllm_poison.py tests/service
 	$(MAKE) chaos
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine fake
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine vllm

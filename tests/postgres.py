@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from airflow_batch_llm.store.database import Database
 TEMPLATE = "migrated"
 BOTH_STORES = pytest.mark.both_stores
 """On a test (or as ``pytestmark``): what uses a store runs on each kind of database."""
+BOTH_STORES_IF_WHOLE = [pytest.mark.both_stores] if os.environ.get("WHOLE") else []
+"""The same in `make test-all` alone: for what is about the calls over the store, more than about the store."""
 
 
 class Postgres:

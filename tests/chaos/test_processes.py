@@ -14,7 +14,7 @@ from tests.chaos.processes import run
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 100
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_no_row_is_lost_and_none_is_doubled_by_real_processes_that_are_killed(seed: int) -> None:
     schedule, broken = run(seed, "fake", events=3, rows=120)
     assert not broken, "\n".join([*schedule.log, *broken])

@@ -10,10 +10,10 @@ import pytest
 from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
-from tests.postgres import BOTH_STORES
+from tests.postgres import BOTH_STORES_IF_WHOLE
 from tests.service.answering import AnsweringWorker
 
-pytestmark = BOTH_STORES
+pytestmark = BOTH_STORES_IF_WHOLE
 
 
 def delete(service: RunningService, batch_id: str) -> httpx.Response:

@@ -31,12 +31,12 @@ from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.tables import batches, tokens
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
-from tests.postgres import BOTH_STORES
+from tests.postgres import BOTH_STORES_IF_WHOLE
 from tests.service.answering import AnsweringWorker
 from tests.service.test_service_bad_input import submit
 from tests.store.test_store_chunks import TEAM, Store, store
 
-pytestmark = BOTH_STORES
+pytestmark = BOTH_STORES_IF_WHOLE
 
 __all__ = ["store"]
 

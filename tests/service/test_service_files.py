@@ -32,9 +32,9 @@ from airflow_batch_llm.settings import TOKEN_VARIABLE, Limits, ServiceSettings
 from airflow_batch_llm.storage.local import LocalStorage
 from airflow_batch_llm.store.tables import batches
 from tests.conftest import RunningService, eventually
-from tests.postgres import BOTH_STORES
+from tests.postgres import BOTH_STORES_IF_WHOLE
 
-pytestmark = BOTH_STORES
+pytestmark = BOTH_STORES_IF_WHOLE
 
 MIB = 1 << 20
 DAY = 86_400

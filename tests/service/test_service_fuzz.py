@@ -29,7 +29,7 @@ WHOLE = bool(os.environ.get("WHOLE"))
 """More of everything, and other inputs each time."""
 
 fuzzed = settings(
-    max_examples=500 if WHOLE else 20,
+    max_examples=500 if WHOLE else 12,
     derandomize=not WHOLE,
     database=None,
     deadline=None,

@@ -30,7 +30,7 @@ load_all_checks()
 schemathesis.serializer.alias("application/zstd", "application/octet-stream")
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 25
+EXAMPLES = 15
 ROUTES = (batch_routes, event_routes, extension_routes, file_routes, worker_routes)
 CALLS = sorted(
     (method, route.path)

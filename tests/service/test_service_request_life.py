@@ -16,11 +16,11 @@ from airflow_batch_llm.service.file_planner import FilePlanner
 from airflow_batch_llm.service.result_files import ResultFiles
 from airflow_batch_llm.settings import Limits
 from tests.conftest import RunningService, eventually
-from tests.postgres import BOTH_STORES
+from tests.postgres import BOTH_STORES_IF_WHOLE
 from tests.service.answering import AnsweringWorker
 from tests.service.requests import create, file_of, finish, line, lines_of, openai_client
 
-pytestmark = BOTH_STORES
+pytestmark = BOTH_STORES_IF_WHOLE
 
 HELLO = file_of(line(number) for number in range(10))
 OTHER = file_of(line(number) for number in range(3))

@@ -15,10 +15,10 @@ from airflow_batch_llm.service import result_index
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService
-from tests.postgres import BOTH_STORES
+from tests.postgres import BOTH_STORES_IF_WHOLE
 from tests.service.answering import AnsweringWorker
 
-pytestmark = BOTH_STORES
+pytestmark = BOTH_STORES_IF_WHOLE
 
 
 def submit(service: RunningService, texts: Sequence[str], name: str = "s", **options: Any) -> Batch:
