@@ -30,7 +30,7 @@ INSTALLED := .venv/.installed-airflow-$(AIRFLOW_VERSION)
 VLLM_INSTALLED := .venv-vllm/.installed-vllm-$(VLLM_VERSION)
 TINY_MODEL := .venv-vllm/tiny-model/config.json
 
-.PHONY: help audit chaos demo test test-all test-fast lint clean .venv .venv-vllm
+.PHONY: help audit chaos chaos-sqlite chaos-postgres demo test test-all test-fast lint clean .venv .venv-vllm
 .DELETE_ON_ERROR:
 
 help:
@@ -38,7 +38,7 @@ help:
 	@echo "make test       every check and every test"
 	@echo "make test-all   the same, and then whole tables, 1,000 schedules of faults and 60 with real processes"
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
-	@echo "make chaos      N=1000 schedules of faults over the real store (SEED=1, STORE=sqlite, postgres or both)"
+	@echo "make chaos      N=1000 schedules of faults over the real store (SEED=1, STORE=sqlite or postgres)"
 	@echo "make lint       ruff, mypy and the import contracts"
 	@echo "make audit      secrets in the repository, and known holes in what is installed (asks PyPI)"
 	@echo "make clean      remove the environments and what the demo and the tools left"
@@ -62,9 +62,12 @@ test-fast: $(INSTALLED)
 
 N ?= 1000
 SEED ?= 1
-STORE ?= both
+STORE ?= sqlite postgres
 chaos: $(INSTALLED)
-	.venv/bin/python -W ignore -m tests.chaos --schedules $(N) --seed $(SEED) --store $(STORE)
+	$(MAKE) --no-print-directory -j2 $(STORE:%=chaos-%)
+
+chaos-sqlite chaos-postgres: chaos-%:
+	.venv/bin/python -W ignore -m tests.chaos --schedules $(N) --seed $(SEED) --store $*
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check
