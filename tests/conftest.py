@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.app import create_app
+from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
@@ -66,6 +67,7 @@ class RunningService:
     state: ServiceState
     token: str
     client: BatchClient
+    _runners: dict[tuple[DutyKind, bytes], DutyRunner] = field(default_factory=dict, repr=False)
 
     @property
     def url(self) -> str:
@@ -76,10 +78,17 @@ class RunningService:
         return self.settings.data_roots[0]
 
     def plan(self) -> bool:
-        return runner(DutyKind.PLAN, self.settings).run_once()
+        return self._runner(DutyKind.PLAN).run_once()
 
     def assemble(self) -> bool:
-        return runner(DutyKind.ASSEMBLE, self.settings).run_once()
+        return self._runner(DutyKind.ASSEMBLE).run_once()
+
+    def _runner(self, kind: DutyKind) -> DutyRunner:
+        """Kept, as a process keeps its own: to open one costs more than most duties of a test."""
+        name = (kind, self.settings.to_json())
+        if name not in self._runners:
+            self._runners[name] = runner(kind, self.settings)
+        return self._runners[name]
 
 
 @pytest.fixture(scope="session")
