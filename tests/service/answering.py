@@ -25,6 +25,9 @@ from airflow_batch_llm.worker_wire import (
 )
 from tests.conftest import RunningService
 
+MOST_PARTS = 20
+"""Of one chunk, or nearly: hundreds of them would show nothing more, and take the most of a test's time."""
+
 
 class AnsweringWorker:
     """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400."""
@@ -102,7 +105,8 @@ class AnsweringWorker:
         done = 0
         while (claimed := self.claim()) is not None:
             claim, lines = claimed
-            pieces = [lines[at : at + self.part_rows] for at in range(0, len(lines), self.part_rows)]
+            size = max(self.part_rows, len(lines) // MOST_PARTS)
+            pieces = [lines[at : at + size] for at in range(0, len(lines), size)]
             for number, piece in enumerate(pieces[:-1]):
                 self.link.extend(claim, [self.store(claim, number, piece)])
             self.link.commit(claim, [self.store(claim, len(pieces), pieces[-1])] if pieces else [])

@@ -14,6 +14,7 @@ import pytest
 from pool import free_port
 
 from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service import duties
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.storage.s3_client import client
@@ -113,7 +114,10 @@ def test_a_source_that_changes_while_it_is_planned_is_not_run(on_s3: RunningServ
     assert errors.data[0].code == "source_changed"
 
 
-def test_storage_that_is_away_holds_a_batch_up_and_loses_nothing(on_s3: RunningService, s3: Bucket) -> None:
+def test_storage_that_is_away_holds_a_batch_up_and_loses_nothing(
+    on_s3: RunningService, s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duties, "RETRY_SECONDS", 0.5)
     put(s3, "lake/in.parquet", pa.table({"text": ["a"]}))
     batch = submit(on_s3, s3.uri("lake/in.parquet"), s3.uri("lake/out.parquet"))
     with s3.server.failing("503 Service Unavailable", "SlowDown"):
