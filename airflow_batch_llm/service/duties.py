@@ -14,7 +14,8 @@ from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.service.file_duties import assemble_files, plan_file
 from airflow_batch_llm.service.request_file import RequestFileInvalidError
-from airflow_batch_llm.service.table_duties import assemble_table, plan_table
+from airflow_batch_llm.service.table_duties import assemble_table, may_stand, plan_table
+from airflow_batch_llm.service.targets import TargetTakenError
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duty, DutyLostError
 
@@ -101,13 +102,18 @@ class DutyRunner:
 
     def _put_off(self, duty: Duty, batch: Mapping[str, Any], error: Exception) -> None:
         trouble = f"The {duty.kind} duty met trouble and is tried again every {RETRY_SECONDS:.0f} s: {_said(error)}"
-        cancelled = batch["status"] == BatchStatus.CANCELLING and batch["dataset"] is not None
-        if cancelled and duty.attempt >= CANCELLED_TRIES:
+        if duty.attempt >= CANCELLED_TRIES and self._may_do_without_target(batch, error):
             # A cancel must end even where its target cannot be written; the parts stay in storage.
             trouble = f"No target was written: {_said(error)}"
             self.context.life.finish(duty, BatchStatus.CANCELLED, trouble=trouble)
         else:
             self.context.duties.put_off(duty, trouble=trouble, seconds=RETRY_SECONDS)
+
+    def _may_do_without_target(self, batch: Mapping[str, Any], error: Exception) -> bool:
+        """But a file that an attempt before has published must not be left without its manifest: it were nobody's."""
+        if batch["status"] != BatchStatus.CANCELLING or batch["dataset"] is None:
+            return False
+        return isinstance(error, TargetTakenError) or batch["dry_run"] or not may_stand(self.context, batch)
 
     @contextmanager
     def _heartbeat(self, duty: Duty, lease_seconds: float) -> Iterator[None]:

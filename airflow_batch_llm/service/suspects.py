@@ -41,8 +41,7 @@ def cut_where_needed(
     lease = ChunkLease(chunk["id"], chunk["attempt"])
     if chunk["suspects"] is not None:
         chunk = state.chunks.split(lease, _apart(chunk, _undone(state, chunk, done)))
-    elif chunk["barren"] > BARREN_CLAIMS:
-        undone = _undone(state, chunk, done)
+    elif chunk["barren"] > BARREN_CLAIMS and (undone := _undone(state, chunk, done)):
         if len(undone) == 1 and chunk["alone"]:
             return chunk, [_given_up(undone[0])]
         chunk = state.chunks.split(lease, _smaller(undone, alone=chunk["alone"]))

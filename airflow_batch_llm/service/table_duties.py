@@ -97,6 +97,18 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
     _tidy_index(context, batch["team"])
 
 
+def may_stand(context: DutyContext, batch: Mapping[str, Any]) -> bool:
+    """Whether something is, or may be, at a batch's single target file: perhaps its own, still without a manifest."""
+    places = context.places.of(batch["team"])
+    try:
+        target = target_of(DatasetSpec.model_validate(batch["dataset"]), places)
+        return not target.folder and places.tree(target.uri).stat(target.uri) is not None
+    except InvalidRequestError:
+        return False
+    except OSError:
+        return True
+
+
 def _finish_dry_run(context: DutyContext, duty: Duty, batch: Mapping[str, Any], spec: DatasetSpec) -> None:
     """Ends a dry run with its estimate, or without one if it ended before its sample was tokenized."""
     with context.storage.open(f"{batch['plan_key']}/{ESTIMATE_FILE}") as stream:

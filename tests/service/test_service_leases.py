@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
+from airflow_batch_llm.service.suspects import BARREN_CLAIMS
 from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker_wire import Claim, RowLine
@@ -145,3 +146,17 @@ def test_a_row_that_was_answered_twice_never_makes_a_target(
     assert held.status == "finalizing"
     assert "4 results for 3 different rows were committed" in (held.progress.waiting_for or "")
     assert not (service.data_root / "target.parquet").exists()
+
+
+def test_a_chunk_whose_rows_are_all_done_is_ended_however_often_that_failed_before(
+    service: RunningService, batch: Batch, worker: AnsweringWorker, claimed: Claimed
+) -> None:
+    claim, lines = claimed
+    worker.link.extend(claim, [worker.store(claim, 0, lines)])
+    for _ in range(BARREN_CLAIMS + 2):
+        _end_leases(service)
+        again = worker.claim()
+        assert again is not None
+        assert again[1] == []
+    worker.link.commit(again[0], [])
+    assert service.client.get(batch.id).status == "finalizing"
