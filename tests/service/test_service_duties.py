@@ -14,6 +14,7 @@ import pytest
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service import duties, supervisor, table_duties
 from airflow_batch_llm.service.duty_process import runner
+from airflow_batch_llm.service.publishing import Publisher
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
@@ -163,6 +164,25 @@ def test_a_cancelled_batch_ends_even_where_its_target_cannot_be_written(
         eventually(service.assemble)
     assert service.client.get(batch.id).status == "cancelled"
     assert "No target was written: No space left on device" in waits_for(service, batch)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_cancelled_batch_waits_with_its_end_until_its_published_file_has_a_manifest(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one the file would be nobody's, and in the way of the batches that follow."""
+    monkeypatch.setattr(duties, "RETRY_SECONDS", 0.0)
+    batch = submit(service, "s.parquet")
+    service.plan()
+    service.client.cancel(batch.id)
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "publish_manifest", _disk_full)
+        for _ in range(duties.CANCELLED_TRIES + 1):
+            assert service.assemble()
+    assert service.client.get(batch.id).status == "cancelling"
+    assert service.assemble()
+    ended = service.client.get(batch.id)
+    assert (ended.status, ended.manifest is not None) == ("cancelled", True)
 
 
 def _disk_full(*_: Any, **__: Any) -> None:
