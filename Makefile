@@ -40,7 +40,7 @@ help:
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
 	@echo "make chaos      N=1000 schedules of faults over the real store (SEED=1, STORE=sqlite or postgres)"
 	@echo "make lint       ruff, mypy and the import contracts"
-	@echo "make audit      secrets in the repository, and known holes in what is installed (asks PyPI)"
+	@echo "make audit      known holes in what is installed (asks PyPI)"
 	@echo "make clean      remove the environments and what the demo and the tools left"
 
 demo: $(INSTALLED) $(VLLM_INSTALLED)
@@ -75,16 +75,14 @@ lint: $(INSTALLED)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-# Secrets first: that needs no network once the tools are there. The second asks PyPI about each installed package;
-# --strict, since a package that it knows nothing of is not one without holes.
+# Asks PyPI about each installed package; --strict, since a package that it knows nothing of is not one without holes.
 audit: $(INSTALLED) .venv-audit/.installed
-	git ls-files -z | xargs -0 .venv-audit/bin/detect-secrets-hook --baseline .secrets.baseline
 	$(UV) pip freeze --python .venv/bin/python --exclude-editable > .venv-audit/installed.txt
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/installed.txt
 
 .venv-audit/.installed: | .venv/bin/uv
 	$(UV) venv --python .venv/bin/python --clear .venv-audit
-	$(UV) pip install --python .venv-audit/bin/python 'pip-audit>=2.10' 'detect-secrets>=1.5'
+	$(UV) pip install --python .venv-audit/bin/python 'pip-audit>=2.10'
 	touch $@
 
 clean:
