@@ -51,7 +51,13 @@ class DutyRunner:
         return True
 
     def _do(self, duty: Duty) -> None:
-        batch = self.context.life.for_duty(duty)
+        try:
+            self._do_for(duty, self.context.life.for_duty(duty))
+        except DutyLostError as error:
+            log.info("dropped %s of %s: %s", duty.kind, duty.batch_id, error)
+            self.context.duties.put_off(duty, seconds=0.0)
+
+    def _do_for(self, duty: Duty, batch: Mapping[str, Any]) -> None:
         try:
             if self.kind == DutyKind.PLAN:
                 self._plan(duty, batch)
@@ -59,9 +65,8 @@ class DutyRunner:
                 assemble_files(self.context, duty, batch)
             else:
                 assemble_table(self.context, duty, batch)
-        except DutyLostError as error:
-            log.info("dropped %s of %s: %s", duty.kind, duty.batch_id, error)
-            self.context.duties.put_off(duty, seconds=0.0)
+        except DutyLostError:
+            raise
         except Exception as error:  # whatever it is, its batch must say so, and the others must go on
             log.exception("put off %s of %s", duty.kind, duty.batch_id)
             self._put_off(duty, batch, error)

@@ -22,6 +22,7 @@ from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.pace import PaceOfBatches
+from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.team_secrets import TeamSecrets
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import ResultLine
@@ -34,6 +35,7 @@ class DutyContext:
     settings: ServiceSettings
     duties: Duties
     life: BatchLife
+    target_notes: TargetNotes
     chunks: Chunks
     files: Files
     workers: Workers
@@ -50,6 +52,7 @@ class DutyContext:
             settings=settings,
             duties=Duties(database),
             life=BatchLife(database),
+            target_notes=TargetNotes(database),
             chunks=Chunks(database),
             files=Files(database),
             workers=Workers(database),

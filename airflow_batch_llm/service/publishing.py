@@ -10,6 +10,7 @@ from pathlib import Path
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.targets import (
+    Owner,
     Target,
     TargetTakenError,
     check_free,
@@ -30,9 +31,11 @@ class Publisher:
     target: Target
     batch_id: str
     overwrite: bool
-    owners: set[str]
+    owner: Owner
     check: Callable[[], None]
     """Raises where this batch, or this attempt at it, may not write any more; asked right before each effect."""
+    note: Callable[[str], None]
+    """Keeps the SHA-256 of a single file that is published next: it is this batch's, even before its manifest."""
     _before: Manifest | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class Publisher:
             return file  # an attempt that died right after publishing has done it
         if standing is not None:
             self._check_free()
+        self.note(file.sha256)
         self.check()
         try:
             self.tree.publish(path, uri, replace=standing is not None)
@@ -71,7 +75,7 @@ class Publisher:
         uri = self.target.manifest_uri
         with self.tree.scratch(uri, owner=self.batch_id) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
-            self._check_manifest(manifest)
+            self.check()
             self.tree.publish(path, uri, replace=True)
         if self.target.folder and self._before is not None:
             now = {file.uri for file in manifest.files}
@@ -79,24 +83,12 @@ class Publisher:
                 if file.uri not in now and file.uri.startswith(f"{self.target.uri}/"):
                     self.tree.delete(file.uri)
 
-    def _check_manifest(self, manifest: Manifest) -> None:
-        """A single file that stands is nobody's without its manifest: that one follows, unless another's is there."""
-        if self.target.folder or not self._stands_alone(manifest.files[0]):
-            self.check()
-
-    def _stands_alone(self, file: TargetFile) -> bool:
-        now = read_manifest(self.tree, self.target.manifest_uri)
-        if (now and now.batch_id) != (self._before and self._before.batch_id):
-            return False
-        standing = self.tree.stat(file.uri)
-        return standing is not None and _is(self.tree, standing, file)
-
     def _is_own(self, manifest: Manifest | None) -> bool:
         return manifest is not None and manifest.batch_id == self.batch_id
 
     def _check_free(self) -> None:
         try:
-            check_free(self.places, self.target, overwrite=self.overwrite, owners=self.owners, own=self.batch_id)
+            check_free(self.places, self.target, overwrite=self.overwrite, owner=self.owner)
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
 

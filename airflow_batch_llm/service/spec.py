@@ -20,7 +20,7 @@ from airflow_batch_llm.service.output_columns import OutputColumns
 from airflow_batch_llm.service.rendering import Renderer
 from airflow_batch_llm.service.source_files import SourceFile, SourceFinder
 from airflow_batch_llm.service.sources import Source, open_source
-from airflow_batch_llm.service.targets import Target, check_carries, check_free, target_of
+from airflow_batch_llm.service.targets import Owner, Target, check_carries, check_free, target_of
 from airflow_batch_llm.service.template import Template
 from airflow_batch_llm.wire import DatasetSpec
 
@@ -98,11 +98,11 @@ class CheckedDataset:
 
 
 def check_dataset(
-    spec: DatasetSpec, endpoint: str, finder: SourceFinder, *, owners: set[str], writes: bool = True
+    spec: DatasetSpec, endpoint: str, finder: SourceFinder, *, owner: Owner, writes: bool = True
 ) -> CheckedDataset:
     """Everything about ``spec`` that can be judged now. Raises :class:`InvalidRequestError` for what is wrong.
 
-    A target that exists passes if ``overwrite`` is set, or if its manifest names one of ``owners``: the key or the
+    A target that exists passes if ``overwrite`` is set, or if it is the ``owner``'s: written under the key or the
     series that the new batch is submitted under. Where it ``writes`` nothing, the target is not looked at.
     """
     _check_kind(spec, endpoint)
@@ -122,7 +122,7 @@ def check_dataset(
     if writes:
         if any(file.uri in (target.uri, target.uri.rstrip("/")) for file in files):
             raise _refused("target_is_source", f"Target {target.uri} is the source itself.", "target")
-        check_free(finder.places, target, overwrite=spec.overwrite, owners=owners)
+        check_free(finder.places, target, overwrite=spec.overwrite, owner=owner)
     return checked
 
 

@@ -6,20 +6,19 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import ConflictError, InvalidRequestError, TooManyRequestsError
-from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDED, ENDPOINTS, TABLE_ENDPOINTS, FilePurpose
+from airflow_batch_llm.models import CHAT_COMPLETIONS, ENDPOINTS, TABLE_ENDPOINTS, FilePurpose
 from airflow_batch_llm.service.spec import check_dataset, content_sha256
 from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.targets import Owner
 from airflow_batch_llm.store.batches import NewBatch
 from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, BatchCreate, DatasetSpec, window_seconds
 
 IDEMPOTENCY_KEY = "idempotency_key"
 """The metadata under which clients note a key of theirs."""
-LOOKED_AT: Final = 20
-"""How many of the newest batches under a key are asked whether they still write: as good as always the last one."""
 
 
 def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempotency_key: str | None = None) -> NewBatch:
@@ -50,9 +49,8 @@ def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) 
         state.files.get(team, record["input_file_id"], param="input_file_id")
         return
     spec = DatasetSpec.model_validate(record["dataset"])
-    owners = {name for name in (record["key"], record["series"]) if name is not None}
-    written = _is_being_written(state, team, record["key"], spec.target)
-    checked = check_dataset(spec, record["endpoint"], state.finder(team), owners=owners, writes=not written)
+    owner = Owner.of(team, record["key"], record["series"], state.target_notes)
+    checked = check_dataset(spec, record["endpoint"], state.finder(team), owner=owner)
     if content_sha256(spec, record["model"], record["endpoint"], checked.files) != record["content_sha256"]:
         raise ConflictError(
             f"Source {checked.shown_source} has changed since batch {record['id']} was submitted. Nothing was "
@@ -80,11 +78,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
             "endpoint_not_supported",
             "endpoint",
         )
-    owners = {name for name in (create.key, create.series) if name is not None}
-    finder = state.finder(team)
-    written = _is_being_written(state, team, create.key, create.dataset.target)
-    writes = not create.dry_run and not written
-    checked = check_dataset(create.dataset, endpoint, finder, owners=owners, writes=writes)
+    owner = Owner.of(team, create.key, create.series, state.target_notes)
+    checked = check_dataset(create.dataset, endpoint, state.finder(team), owner=owner, writes=not create.dry_run)
     return NewBatch(
         content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.files, dry_run=create.dry_run),
         dataset=create.dataset.model_dump(mode="json"),
@@ -94,15 +89,6 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         dry_run=create.dry_run,
         **_common(create),
     )
-
-
-def _is_being_written(state: ServiceState, team: str, key: str | None, target: str | None) -> bool:
-    """Whether a batch under the key has not ended whose target this is: it may stand by now, and its manifest not yet.
-
-    Then it is looked at when the new batch is planned, which is after that one has ended.
-    """
-    earlier = state.batches.page(team, after=None, limit=LOOKED_AT, key=key) if key is not None else []
-    return any(one["status"] not in ENDED and one["dataset"] and one["dataset"]["target"] == target for one in earlier)
 
 
 def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:

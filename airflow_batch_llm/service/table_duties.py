@@ -30,7 +30,7 @@ from airflow_batch_llm.service.spec import (
 )
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.service.table_planner import Planner
-from airflow_batch_llm.service.targets import Target, target_of
+from airflow_batch_llm.service.targets import Owner, Target, target_of
 from airflow_batch_llm.store.duties import Duty
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
@@ -42,7 +42,7 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
     """Stages the plan. Raises :class:`InvalidRequestError` where the source cannot be planned, or has changed."""
     spec = DatasetSpec.model_validate(batch["dataset"])
     finder = context.finder(batch["team"])
-    dataset = check_dataset(spec, batch["endpoint"], finder, owners=_owners(batch), writes=not batch["dry_run"])
+    dataset = check_dataset(spec, batch["endpoint"], finder, owner=_owner(context, batch), writes=not batch["dry_run"])
     identity = context.workers.identity_of(batch["team"], batch["model"])
     planner = Planner(
         context.stage(prefix),
@@ -98,11 +98,13 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
 
 
 def may_stand(context: DutyContext, batch: Mapping[str, Any]) -> bool:
-    """Whether something is, or may be, at a batch's single target file: perhaps its own, still without a manifest."""
+    """Whether a file that this batch has published as its single target stands, or may stand, without a manifest."""
+    if not batch["target_hashes"]:
+        return False
     places = context.places.of(batch["team"])
     try:
         target = target_of(DatasetSpec.model_validate(batch["dataset"]), places)
-        return not target.folder and places.tree(target.uri).stat(target.uri) is not None
+        return places.tree(target.uri).stat(target.uri) is not None
     except InvalidRequestError:
         return False
     except OSError:
@@ -153,8 +155,16 @@ def _written(
     """The target, its files published before its manifest."""
     places = context.places.of(batch["team"])
     target = target_of(spec, places)
-    check = partial(context.life.check_target, duty, batch)
-    publisher = Publisher(places.tree(target.uri), places, target, batch["id"], spec.overwrite, _owners(batch), check)
+    publisher = Publisher(
+        places.tree(target.uri),
+        places,
+        target,
+        batch["id"],
+        spec.overwrite,
+        _owner(context, batch),
+        check=partial(context.life.check_target, duty, batch),
+        note=partial(context.target_notes.note, duty),
+    )
     staged = assembler.files
     files: list[TargetFile] = []
     if target.folder:
@@ -232,5 +242,5 @@ def _manifest(
     )
 
 
-def _owners(batch: Mapping[str, Any]) -> set[str]:
-    return {batch["key"], batch["series"]} - {None}
+def _owner(context: DutyContext, batch: Mapping[str, Any]) -> Owner:
+    return Owner.of(batch["team"], batch["key"], batch["series"], context.target_notes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from airflow_batch_llm.service.formats import ENDINGS, FileFormat
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.source_files import UPLOADED
 from airflow_batch_llm.storage.tree import Entry, Tree
+from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.wire import DatasetSpec, Manifest
 
 FOLDER_MANIFEST: Final = "_manifest.json"
@@ -47,6 +50,33 @@ class Target:
         return f"{self.uri}/{path.parent / name}"
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Whose a target may be: that of a batch with this key and series, and with those before it."""
+
+    names: frozenset[str]
+    noted: Callable[[], Mapping[str, Collection[str]]]
+    """The batches under these names, and the SHA-256 of what each was about to publish as its single target."""
+
+    @classmethod
+    def of(cls, team: str, key: str | None, series: str | None, notes: TargetNotes) -> Self:
+        names = frozenset(name for name in (key, series) if name is not None)
+        return cls(names, partial(notes.of, team, names))
+
+    def named_by(self, manifest: Manifest | None) -> bool:
+        return manifest is not None and bool({manifest.key, manifest.series} & self.names)
+
+    def has_file(self, tree: Tree, file: Entry) -> bool:
+        """Whether a single target is theirs that may not have its manifest yet."""
+        hashes = {sha256 for noted in self.noted().values() for sha256 in noted}
+        return bool(hashes) and sha256_at(tree, file) in hashes
+
+    def has_files(self, files: Iterable[Entry]) -> bool:
+        """Whether all files of a folder are theirs: their names say whose they are."""
+        ids = self.noted()
+        return all(any(_is_of(file, batch_id) for batch_id in ids) for file in files)
+
+
 def target_of(spec: DatasetSpec, places: Places) -> Target:
     """The target that a dataset names. Raises :class:`InvalidRequestError` where it cannot be one."""
     if spec.target is None:
@@ -76,23 +106,20 @@ def target_of(spec: DatasetSpec, places: Places) -> Target:
     return Target(uri, False, named)
 
 
-def check_free(places: Places, target: Target, *, overwrite: bool, owners: set[str], own: str | None = None) -> None:
-    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced.
-
-    :param own: the id of the batch whose files in a folder do not count: an attempt that died has left them.
-    """
-    tree = places.tree(target.uri)
+def check_free(places: Places, target: Target, *, overwrite: bool, owner: Owner) -> None:
+    """Raises :class:`InvalidRequestError` where a target exists that may not be replaced."""
     if overwrite:
         return
+    tree = places.tree(target.uri)
+    manifest = read_manifest(tree, target.manifest_uri)
+    if owner.named_by(manifest):
+        return
     if target.folder:
-        found = tree.list(target.uri) if tree.is_folder(target.uri) else ()
-        standing = next((entry for entry in found if own is None or not _is_of(entry, own)), None)
+        free = manifest is None and owner.has_files(tree.list(target.uri) if tree.is_folder(target.uri) else ())
     else:
         standing = tree.stat(target.uri)
-    manifest = read_manifest(tree, target.manifest_uri)
-    if (standing is None and (manifest is None or not target.folder)) or (
-        manifest is not None and {manifest.key, manifest.series} & owners
-    ):
+        free = standing is None or owner.has_file(tree, standing)
+    if free:
         return
     written = f"batch {manifest.batch_id} wrote it" if manifest else "no manifest stands beside it"
     what = "is a folder with tables in it" if target.folder else "exists"

@@ -56,9 +56,16 @@ class BatchLife:
         self._database = database
 
     def for_duty(self, duty: Duty) -> Mapping[str, Any]:
-        """The batch that a duty is for."""
+        """The batch that a duty is for, as it stands while the duty is held: what ends the one ends the other.
+
+        Raises :class:`DutyLostError` if the duty is not held any more.
+        """
         with self._database.reading() as connection:
-            return _row(connection, duty.batch_id)
+            row = connection.execute(select(batches).where(batches.c.id == duty.batch_id)).first()
+            check_held(connection, duty)
+            if row is None:
+                raise DutyLostError(f"Batch {duty.batch_id} was deleted before its {duty.kind} duty began.")
+            return row._asdict()
 
     def generation_before(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The batch that this one goes on from: the last generation before it that was planned, of the same content.
@@ -298,7 +305,3 @@ def _locked(connection: Connection, duty: Duty) -> Mapping[str, Any]:
     if batch is None:
         raise DutyLostError(f"Batch {duty.batch_id} was deleted while its {duty.kind} duty went on.")
     return batch._asdict()
-
-
-def _row(connection: Connection, batch_id: str) -> Mapping[str, Any]:
-    return connection.execute(select(batches).where(batches.c.id == batch_id)).one()._asdict()

@@ -114,6 +114,7 @@ batches: Final = Table(
     Column("output_file_id", String(64), ForeignKey(files.c.id)),
     Column("error_file_id", String(64), ForeignKey(files.c.id)),
     Column("manifest", JSON),
+    Column("target_hashes", JSON),
     Column("reuse", String(8), nullable=False, server_default="auto"),
     Column("dry_run", Boolean, nullable=False, server_default=false()),
     Column("estimate", JSON),

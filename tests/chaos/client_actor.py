@@ -46,6 +46,7 @@ class Client:
         rng = self.world.rng
         self.client = client_of(self.world.transport, TOKEN)
         self.key: str | None = f"key of {self.name}"
+        self.series: str | None = None
         self.window = rng.choice([None, None, None, "1m", "1h"])
         self.priority = rng.randint(0, 2)
         self.reuse = rng.choice(["auto", "never"])
@@ -130,6 +131,16 @@ class TableClient(Client):
         self.target = f"{self.name}/out/{self.world.rng.choice(TARGETS)}"
         self.files = self.world.rng.choice([1, 1, 2])
         super().__post_init__()
+        self.series = self.world.rng.choice([None, f"series of {self.name}"])
+
+    def acts(self) -> Sequence[Act]:
+        cleared = [Act("is cleared", self.clear, 0.3)] if self.series is not None and not self.pending else []
+        return [*super().acts(), *cleared]
+
+    def clear(self) -> str:
+        """As a task of Airflow that is cleared: what it submits next is new, and takes over from what went before."""
+        self.key = f"{self.key} again"
+        return self.submit()
 
     def create(self) -> BatchCreate:
         spec = DatasetSpec(
@@ -142,6 +153,7 @@ class TableClient(Client):
             dataset=spec,
             model=MODEL,
             key=self.key,
+            series=self.series,
             priority=self.priority,
             reuse=self.reuse,
             completion_window=self.window,

@@ -93,19 +93,19 @@ def _table_counts(batch: Batch, manifest: Manifest) -> Iterator[str]:
 def _of_targets(world: World) -> Iterator[str]:
     """Each target is that of the newest batch that left one."""
     newest: dict[str, Batch] = {}
-    for seen in world.watch.batches.values():
-        if not seen.deleted and seen.statuses[-1] in ENDED:
-            batch = world.client.get(seen.id)
-            if batch.dataset is not None and batch.manifest is not None:
-                target = str(batch.dataset.target)
-                if target not in newest or newest[target].generation < batch.generation:
-                    newest[target] = batch
-    for target, batch in newest.items():
-        seen = world.watch.batches[batch.id]
-        later = [o for o in world.watch.batches.values() if o.key == seen.key and o.generation > seen.generation]
-        if any(other.deleted for other in later):
+    unknown: set[str] = set()
+    for seen in world.watch.batches.values():  # in the order in which they were submitted
+        if seen.target is None:
             continue
-        yield from (f"target {target} of {batch.id}: {what}" for what in _target(world, batch, seen.source))
+        if seen.deleted:
+            unknown.add(seen.target)
+        elif seen.statuses[-1] in ENDED and (batch := world.client.get(seen.id)).manifest is not None:
+            newest[seen.target] = batch
+            unknown.discard(seen.target)
+    for target, batch in newest.items():
+        if target not in unknown:
+            source = world.watch.batches[batch.id].source
+            yield from (f"target {target} of {batch.id}: {what}" for what in _target(world, batch, source))
 
 
 def _target(world: World, batch: Batch, source: list[dict[str, Any]]) -> Iterator[str]:

@@ -34,6 +34,7 @@ class SeenBatch:
     generation: int
     content_sha256: str
     statuses: list[str]
+    target: str | None
     source: Any
     """What it is over, as the schedule knew it when the batch appeared."""
     committed: dict[int, int] = field(default_factory=dict)
@@ -84,14 +85,15 @@ class Watch:
 
     def committed(self) -> None:
         """A transaction was committed just now."""
-        found = self.rows("SELECT id, key, generation, status, content_sha256, dataset FROM batches")
+        found = self.rows("SELECT id, key, series, generation, status, content_sha256, dataset FROM batches")
         living: dict[str, str] = {}
         for row in found:
             self._saw(row)
             if row.status not in ENDED | {"cancelling"}:
-                if row.key in living:
-                    self.wrong.append(f"key {row.key} has two living batches: {living[row.key]} and {row.id}")
-                living[row.key] = row.id
+                for name in {row.key, row.series} - {None}:
+                    if name in living:
+                        self.wrong.append(f"{name} has two living batches: {living[name]} and {row.id}")
+                    living[name] = row.id
         for batch in self.batches.values():
             if not batch.deleted and batch.id not in {row.id for row in found}:
                 self._gone(batch)
@@ -151,8 +153,9 @@ class Watch:
     def _saw(self, row: Any) -> None:
         batch = self.batches.get(row.id)
         if batch is None:
-            source = self.source_of(_target(row.dataset))
-            batch = SeenBatch(row.id, row.key, row.generation, row.content_sha256, [], source)
+            target = _target(row.dataset)
+            source = self.source_of(target)
+            batch = SeenBatch(row.id, row.key, row.generation, row.content_sha256, [], target, source)
             self.batches[row.id] = batch
         before = batch.statuses[-1] if batch.statuses else None
         if row.status == before:

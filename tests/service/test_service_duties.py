@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service import duties, supervisor, table_duties
 from airflow_batch_llm.service.duty_process import runner
@@ -24,6 +25,7 @@ from tests.conftest import RunningService, eventually
 from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker, answer_all
 from tests.service.test_service_bad_input import submit, write_damaged
+from tests.service.test_service_ends import time_is_up
 
 pytestmark = BOTH_STORES
 
@@ -382,6 +384,19 @@ def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_wa
     service.client.cancel(first.id)
     second = submit(service, "s.parquet", target, key="k")
     with monkeypatch.context() as patch:
+        patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
+        _dies_over_its_target(service, monkeypatch)
+    assert service.client.cancel(second.id).status == "cancelled"
+    second = submit(service, "s.parquet", target, key="k")
+    assert service.assemble()
+    answer_all(service, second)
+    assert service.client.get(second.id).status == "completed"
+    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
+
+
+def _dies_over_its_target(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file of the target stands, and its manifest does not."""
+    with monkeypatch.context() as patch:
         publish = LocalTree.publish
 
         def dies(*arguments: Any, **named: Any) -> None:
@@ -389,13 +404,58 @@ def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_wa
             raise Killed
 
         patch.setattr(LocalTree, "publish", dies)
-        patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
         with pytest.raises(Killed):
             service.assemble()
-    assert service.client.cancel(second.id).status == "cancelled"
-    second = submit(service, "s.parquet", target, key="k")
     _overtaken(service)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_file_that_was_published_for_a_batch_is_its_own_though_what_it_is_to_be_now_is_another(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(service, "s.parquet", key="k")
+    assert service.plan()
+    time_is_up(service, batch.id)
+    _dies_over_its_target(service, monkeypatch)
+    assert pq.read_table(service.data_root / "target.parquet")["llm_status"].to_pylist() == ["expired"] * 10
+    assert service.client.cancel(batch.id).status == "cancelling"
     assert service.assemble()
-    answer_all(service, second)
-    assert service.client.get(second.id).status == "completed"
-    assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
+    ended = service.client.get(batch.id)
+    assert (ended.status, ended.progress.waiting_for) == ("cancelled", None)
+    assert ended.manifest is not None
+    assert pq.read_table(service.data_root / "target.parquet")["llm_status"].to_pylist() == ["cancelled"] * 10
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("target", ["target.parquet", "target/"])
+def test_what_a_batch_of_the_same_series_left_without_a_manifest_is_not_in_the_way_of_the_next(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    old = submit(service, "s.parquet", target, key="k1", series="s")
+    assert service.plan()
+    AnsweringWorker(service).work()
+    _dies_over_its_target(service, monkeypatch)
+    new = submit(service, "s.parquet", target, key="k2", series="s")
+    answer_all(service, new)
+    while service.assemble():
+        pass
+    assert [service.client.get(batch.id).status for batch in (old, new)] == ["cancelled", "completed"]
+    with pytest.raises(InvalidRequestError, match="target"):
+        submit(service, "s.parquet", target, key="k3", series="another")
+
+
+@pytest.mark.usefixtures("table")
+def test_an_assembler_that_wakes_up_before_it_has_looked_writes_nothing_of_a_batch_that_has_ended(
+    service: RunningService,
+) -> None:
+    batch = answered(service)
+    late = service.state.duties.claim(DutyKind.ASSEMBLE, holder="late", lease_seconds=60)
+    assert late is not None
+    _overtaken(service)
+    assert service.client.cancel(batch.id).status == "cancelling"
+    assert service.assemble()
+    manifest = service.data_root / "target.parquet.manifest.json"
+    stood = manifest.read_text()
+    runner(DutyKind.ASSEMBLE, service.settings)._do(late)
+    assert '"cancelled"' in stood
+    assert manifest.read_text() == stood
