@@ -24,6 +24,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import tests.demo_path  # noqa: F401
 from airflow_batch_llm.models import CHAT_COMPLETIONS
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from airflow_batch_llm.worker_wire import ResultLine, decompress, read_lines

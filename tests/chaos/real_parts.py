@@ -20,7 +20,6 @@ from typing import Any, Final, Literal, Self
 import psutil
 from pool import ENGINE_ARGUMENTS, ENGINE_ENVIRONMENT, MODEL_NAME, ROOT, TINY_MODEL, VLLM, free_port
 
-import tests.demo_path  # noqa: F401
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.settings import TOKEN_VARIABLE
