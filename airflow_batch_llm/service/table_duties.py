@@ -65,7 +65,7 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
 
 def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -> None:
     """Writes the target and its manifest, and ends the batch with them."""
-    if batch["status"] == BatchStatus.CANCELLING and context.life.superseded(batch):
+    if batch["status"] == BatchStatus.CANCELLING and batch["superseded"]:
         context.life.finish(duty, BatchStatus.CANCELLED)
         log.info("cancelled %s without a target: a newer batch has taken it over", duty.batch_id)
         return

@@ -106,7 +106,7 @@ class Batches:
                 return self._attach(connection, last, new)
             generation = last.generation + 1 if last is not None else 1
             self._insert(connection, team, batch_id, key, generation, new)
-            self._cancel_series(connection, team, new.series, batch_id)
+            self._take_over(connection, team, new, batch_id)
             return self._row(connection, batch_id)
 
     def get(self, team: str, batch_id: str) -> Mapping[str, Any]:
@@ -279,22 +279,25 @@ class Batches:
         )
         add_duty(connection, batch_id, DutyKind.PLAN)
 
-    def _cancel_series(self, connection: Connection, team: str, series: str | None, newest: str) -> None:
-        if series is None:
+    def _take_over(self, connection: Connection, team: str, new: NewBatch, newest: str) -> None:
+        """Ends what lives of the series, whose target is the newest's from now on.
+
+        A generation before it, under the same key, has ended when the newest is planned: it may still write.
+        """
+        if new.series is None:
             return
-        older = connection.scalars(
-            select(batches.c.id)
-            .where(
-                batches.c.team == team,
-                batches.c.series == series,
-                batches.c.id != newest,
-                batches.c.status.in_(_CANCELLABLE),
-            )
+        older = connection.execute(
+            select(batches.c.id, batches.c.key, batches.c.status)
+            .where(batches.c.team == team, batches.c.series == new.series, batches.c.id != newest)
+            .where(or_(batches.c.status.in_(_CANCELLABLE), ~batches.c.superseded))
             .order_by(batches.c.id)
             .with_for_update(key_share=True)
         ).all()
-        for batch_id in older:
-            self._cancel(connection, batch_id)
+        others = [batch.id for batch in older if batch.key != new.key]
+        connection.execute(update(batches).where(batches.c.id.in_(others)).values(superseded=True))
+        for batch in older:
+            if batch.status in _CANCELLABLE:
+                self._cancel(connection, batch.id)
 
     def _cancel(self, connection: Connection, batch_id: str) -> None:
         connection.execute(
@@ -321,6 +324,12 @@ def _check_retry(batch: Any, last: Any) -> None:
     if last.id != batch.id:
         raise ConflictError(
             f"Batch {batch.id} is generation {batch.generation} of its key; the last one is {last.id} ({last.status}). "
+            "Nothing was submitted. Retry that one.",
+            code="superseded",
+        )
+    if batch.superseded:
+        raise ConflictError(
+            f"Another batch of its series was submitted after {batch.id}, and its target is that one's now. "
             "Nothing was submitted. Retry that one.",
             code="superseded",
         )

@@ -95,33 +95,18 @@ class BatchLife:
             batches.c.generation < batch["generation"],
         )
 
-    def superseded(self, batch: Mapping[str, Any]) -> bool:
-        """Whether a newer batch of the same series, under another key, has taken over this one's target.
-
-        One under the same key is planned only after this one has ended, so it cannot have written anything yet.
-        """
-        if batch["series"] is None:
-            return False
-        newer = select(batches.c.id).where(
-            batches.c.team == batch["team"],
-            batches.c.series == batch["series"],
-            batches.c.key != batch["key"],
-            batches.c.created_at > batch["created_at"],
-        )
-        with self._database.reading() as connection:
-            return connection.execute(newer.limit(1)).first() is not None
-
     def check_target(self, duty: Duty, batch: Mapping[str, Any]) -> None:
         """Looks whether a batch may still write its target, right before it does.
 
         Raises :class:`DutyLostError` for an attempt that was overtaken, and for a batch that is ending in another way
         by now, or whose target a newer one has taken over: what that one wrote is not replaced by what is older.
         """
+        query = select(batches.c.status, batches.c.superseded).where(batches.c.id == duty.batch_id)
         with self._database.reading() as connection:
             check_held(connection, duty)
-            status = connection.scalar(select(batches.c.status).where(batches.c.id == duty.batch_id))
-        if status != batch["status"] or (status == BatchStatus.CANCELLING and self.superseded(batch)):
-            raise DutyLostError(f"Batch {duty.batch_id} is {status} by now, or a newer one has taken over its target.")
+            now = connection.execute(query).one()
+        if now.status != batch["status"] or (now.status == BatchStatus.CANCELLING and now.superseded):
+            raise DutyLostError(f"Batch {duty.batch_id} is {now.status} by now, or another has taken over its target.")
 
     @tried_again
     def activate(self, duty: Duty, plan: Plan) -> None:

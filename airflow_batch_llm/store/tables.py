@@ -76,6 +76,7 @@ batches: Final = Table(
     Column("key", String(512), nullable=False),
     Column("generation", Integer, nullable=False),
     Column("series", String(512)),
+    Column("superseded", Boolean, nullable=False, server_default=false()),
     Column("holder", String(128)),
     Column("content_sha256", String(64), nullable=False),
     Column("endpoint", String(64), nullable=False),

@@ -19,7 +19,6 @@ from airflow_batch_llm.service.publishing import Publisher
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
 from tests.postgres import BOTH_STORES
@@ -383,9 +382,7 @@ def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_wa
     assert service.plan()
     service.client.cancel(first.id)
     second = submit(service, "s.parquet", target, key="k")
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchLife, "superseded", lambda *_: False)  # as before the second was there
-        _dies_over_its_target(service, monkeypatch)
+    _dies_over_its_target(service, monkeypatch)
     assert service.client.cancel(second.id).status == "cancelled"
     second = submit(service, "s.parquet", target, key="k")
     assert service.assemble()

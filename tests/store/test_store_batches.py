@@ -55,10 +55,11 @@ def test_only_the_current_holder_may_cancel_but_a_person_always(store: Store) ->
 
 def test_a_new_batch_of_a_series_cancels_the_living_one(store: Store) -> None:
     older = store.submit(key="k/1", series="s")
-    store.now += 1
     newer = store.submit(key="k/2", series="s")
     assert (store.status(older), store.status(newer)) == ("cancelled", "validating")
-    assert [store.life.superseded(store.batches.get(TEAM, batch)) for batch in (older, newer)] == [True, False]
+    assert [store.batches.get(TEAM, batch)["superseded"] for batch in (older, newer)] == [True, False]
+    with pytest.raises(ConflictError, match="its target is that one's now"):
+        store.batches.retry(TEAM, older)
 
 
 def test_a_plan_that_comes_after_the_cancel_changes_nothing(store: Store) -> None:
