@@ -31,10 +31,13 @@ PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
 
 
 class _FolderScheduling(LoadScopeScheduling):
-    """The tests of a folder run in one process, so that its pool and its Airflow start once."""
+    """The tests of a folder run in one process, so that its pool and its Airflow start once; those of a module do
+    where each module starts a pool of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]
+        module = nodeid.partition("::")[0]
+        folder = module.rpartition("/")[0]
+        return module if folder.endswith("/own_pools") else folder
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:

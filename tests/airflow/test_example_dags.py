@@ -2,7 +2,7 @@
 
 A dozen rows each; ``WHOLE=1`` takes the whole sample of 1,000 packages. The pool's model has random weights: answers
 are noise, but rows, their order, types and counts are exact. What the trained model of the demo gets right is told by
-tests/vllm/test_vllm_section_model.py.
+tests/vllm/own_pools/test_vllm_section_model.py.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ def test_any_schema_is_kept_to_or_refused(service: RunningService) -> None:
     (service.data_root / "rows.jsonl").write_text('{"text":"a"}\n')
     ways = set()
 
-    @settings(fuzzed, max_examples=5_000 if WHOLE else 300)
+    @settings(fuzzed, max_examples=5_000 if WHOLE else 100)
     @given(st.one_of(RECORDS, SCHEMAS))
     def check(schema: Any) -> None:
         dataset = {

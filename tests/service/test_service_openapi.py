@@ -99,7 +99,7 @@ def test_every_answer_is_as_described(
     there = known(service)
 
     @hypothesis.settings(
-        max_examples=200 if WHOLE else 15,
+        max_examples=200 if WHOLE else 10,
         derandomize=not WHOLE,
         database=None,
         deadline=None,

@@ -29,7 +29,7 @@ from tests.vllm.conftest import Tables, sample_texts
 
 pytestmark = pytest.mark.vllm
 
-ROWS = int(os.environ.get("KILL_ROWS", "2500"))
+ROWS = int(os.environ.get("KILL_ROWS", "2000"))
 MAX_NUM_SEQS = 64
 WINDOW = 2 * MAX_NUM_SEQS
 
@@ -145,7 +145,7 @@ def test_a_killed_service_comes_back_and_no_row_runs_twice(killable: Killable) -
 
 
 def test_killed_duties_are_done_again_and_leave_nothing_lying_about(killable: Killable) -> None:
-    payload = [os.urandom(10_000).hex() for _ in range(ROWS)]  # planning and assembling take long enough to be hit
+    payload = [os.urandom(12_500).hex() for _ in range(ROWS)]  # planning and assembling take long enough to be hit
     batch_id = killable.submit("duties", sample_texts(ROWS), payload=payload, parameters={"max_tokens": 1})
     staged = killable.pool.home / "storage" / "batches" / batch_id
     effects = {
