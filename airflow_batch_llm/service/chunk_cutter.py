@@ -46,7 +46,7 @@ class ChunkCutter:
         room = self._stage.chunk_tokens - self._tokens
         by_tokens = int(np.searchsorted(sums, sums[at] + room, side="right")) - 1 - at
         take = min(by_tokens, self._stage.chunk_rows - self._rows, end - at)
-        return take if take > 0 or self._rows else 1
+        return max(take, 0 if self._rows else 1)  # less than none: the chunk has more tokens than one should
 
 
 def _lines(rows: np.ndarray[Any, Any], bodies: pa.Array) -> pa.Array:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import duckdb
+
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.service.duty_context import DutyContext
@@ -25,6 +27,8 @@ RETRY_SECONDS: Final = 10.0
 """How long a duty that met trouble (a full disk, a target that was taken) waits before it is tried again."""
 CANCELLED_TRIES: Final = 3
 """How often the target of a cancelled batch is tried: what a storage that was away for a moment costs is no target."""
+MOST_LOSSES: Final = 5
+"""How many processes may end while they plan a batch: more, and it is the batch that ends."""
 ENDING_SECONDS: Final = 0.5
 """How often a planner looks whether the generation before has ended."""
 
@@ -46,6 +50,8 @@ class DutyRunner:
         if duty is None:
             return False
         log.info("claimed %s of %s, attempt %d", duty.kind, duty.batch_id, duty.attempt)
+        if duty.losses > 1:
+            self.context.duties.say(duty, f"{_lost(duty)} It is tried again, after those of other batches.")
         with self._heartbeat(duty, lease_seconds):
             self._do(duty)
         return True
@@ -77,6 +83,9 @@ class DutyRunner:
         if (ending := self.context.life.still_ending(batch)) is not None:
             trouble = f"It waits until {ending} has ended, to go on from all of its answers."
             self.context.duties.put_off(duty, trouble=trouble, seconds=ENDING_SECONDS)
+            return
+        if duty.losses >= MOST_LOSSES:
+            self._fail(duty, prefix, [_planner_lost(duty)])
             return
         try:
             plan = stage(self.context, batch, prefix)
@@ -112,7 +121,9 @@ class DutyRunner:
             trouble = f"No target was written: {_said(error)}"
             self.context.life.finish(duty, BatchStatus.CANCELLED, trouble=trouble)
         else:
-            self.context.duties.put_off(duty, trouble=trouble, seconds=RETRY_SECONDS)
+            # What has no room in memory now will hardly have it later, and may end the process the next time.
+            lost = isinstance(error, (MemoryError, duckdb.OutOfMemoryException))
+            self.context.duties.put_off(duty, trouble=trouble, seconds=RETRY_SECONDS, lost=lost)
 
     def _may_do_without_target(self, batch: Mapping[str, Any], error: Exception) -> bool:
         """But a file that an attempt before has published must not be left without its manifest: it were nobody's."""
@@ -141,6 +152,18 @@ class DutyRunner:
         finally:
             over.set()
             thread.join()
+
+
+def _planner_lost(duty: Duty) -> dict[str, Any]:
+    message = (
+        f"{_lost(duty)} That is the limit. Nothing was run. Look at its source for values of many megabytes, and at "
+        "the service's log; then submit it again."
+    )
+    return {"code": "planner_lost", "message": message, "param": None, "line": None}
+
+
+def _lost(duty: Duty) -> str:
+    return f"{duty.losses} times a process of the service ended in the {duty.kind} duty of this batch."
 
 
 def _errors(error: InvalidRequestError | RequestFileInvalidError) -> list[dict[str, Any]]:

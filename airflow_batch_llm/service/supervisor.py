@@ -62,7 +62,9 @@ class Supervisor:
                 child.terminate()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
-        self._free(process_name())  # a webhook that does not answer is told by the next service, and not after a lease
+        self._free(
+            process_name(), lost=False
+        )  # a webhook that does not answer is told by the next service, and not after a lease
 
     def _thread(self, name: str, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
@@ -74,15 +76,16 @@ class Supervisor:
         while not self._over.is_set():
             child = self._children[kind] = _start(kind, self.settings)
             code = child.wait()
-            self._free(child_name(process_name(), kind, child.pid))
-            if not self._over.is_set():
+            over = self._over.is_set()
+            self._free(child_name(process_name(), kind, child.pid), lost=not over)
+            if not over:
                 log.warning("the %s process %d ended with code %d; starting it again", kind, child.pid, code)
                 self._over.wait(RESTART_SECONDS)
 
-    def _free(self, holder: str) -> None:
+    def _free(self, holder: str, *, lost: bool) -> None:
         """Ends a dead process's leases at once; where the store is away they end by themselves."""
         try:
-            self.duties.free_those_of(holder)
+            self.duties.free_those_of(holder, lost=lost)
         except StoreTroubleError:
             log.warning("could not free the duties of %s", holder, exc_info=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Select, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, case, insert, or_, select, update
 
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.store.database import Database
@@ -23,6 +23,8 @@ class Duty:
     batch_id: str
     kind: DutyKind
     attempt: int
+    losses: int = 0
+    """How many attempts before this one ended without a word, as a process does that runs out of memory."""
 
 
 def add_duty(connection: Connection, batch_id: str, kind: DutyKind) -> None:
@@ -66,17 +68,25 @@ class Duties:
             return connection.execute(self._free(kind)).first() is not None
 
     def claim(self, kind: DutyKind, *, holder: str, lease_seconds: float) -> Duty | None:
-        """The next duty that is due and that nobody holds: highest priority first, oldest first."""
+        """The next duty that is due and that nobody holds: highest priority first, oldest first.
+
+        But one that lost more than one holder comes after all those that did not.
+        """
         free = self._free(kind).with_for_update(skip_locked=True, of=duties)
         with self._database.writing() as connection:
             row = connection.execute(free).first()
             if row is None:
                 return None
-            duty = Duty(row.batch_id, kind, row.attempt + 1)
+            duty = Duty(row.batch_id, kind, row.attempt + 1, row.losses)
             connection.execute(
                 update(duties)
                 .where(duties.c.batch_id == duty.batch_id, duties.c.kind == kind)
-                .values(attempt=duty.attempt, holder=holder, lease_until=self._database.now() + lease_seconds)
+                .values(
+                    attempt=duty.attempt,
+                    holder=holder,
+                    lease_until=self._database.now() + lease_seconds,
+                    losses=duty.losses,
+                )
             )
         return duty
 
@@ -93,15 +103,31 @@ class Duties:
         with self._database.writing() as connection:
             end_duty(connection, duty)
 
-    def put_off(self, duty: Duty, *, trouble: str | None = None, seconds: float) -> None:
-        """Gives a duty back to be tried again after a while, and perhaps says on its batch why."""
+    def put_off(self, duty: Duty, *, trouble: str | None = None, seconds: float, lost: bool = False) -> None:
+        """Gives a duty back to be tried again after a while, and perhaps says on its batch why.
+
+        :param lost: whether the attempt counts as one that ended its process, as it had nearly done.
+        """
         with self._database.writing() as connection:
             if trouble is not None:
                 lock_batch(connection, duty.batch_id)
             put_off = connection.execute(
-                update(duties).where(*_held(duty)).values(lease_until=None, not_before=self._database.now() + seconds)
+                update(duties)
+                .where(*_held(duty))
+                .values(
+                    lease_until=None,
+                    not_before=self._database.now() + seconds,
+                    holder=duties.c.holder if lost else None,
+                )
             )
             if put_off.rowcount and trouble is not None:
+                connection.execute(update(batches).where(batches.c.id == duty.batch_id).values(trouble=trouble))
+
+    def say(self, duty: Duty, trouble: str) -> None:
+        """Says on a duty's batch why it takes so long."""
+        with self._database.writing() as connection:
+            lock_batch(connection, duty.batch_id)
+            if connection.execute(select(duties.c.batch_id).where(*_held(duty))).first() is not None:
                 connection.execute(update(batches).where(batches.c.id == duty.batch_id).values(trouble=trouble))
 
     def holders(self) -> list[str]:
@@ -109,17 +135,25 @@ class Duties:
         with self._database.reading() as connection:
             return list(connection.scalars(select(duties.c.holder).where(duties.c.lease_until.is_not(None)).distinct()))
 
-    def free_those_of(self, holder: str) -> None:
-        """Ends the leases of a process that is known to be dead."""
+    def free_those_of(self, holder: str, *, lost: bool = True) -> None:
+        """Ends the leases of a process that is known to be dead.
+
+        :param lost: whether it ended by itself. What a process held that was told to end is not to blame for it.
+        """
+        freed: dict[str, object] = {"lease_until": None} if lost else {"lease_until": None, "holder": None}
         with self._database.writing() as connection:
             connection.execute(
-                update(duties).where(duties.c.holder == holder, duties.c.done.is_(False)).values(lease_until=None)
+                update(duties)
+                .where(duties.c.holder == holder, duties.c.done.is_(False), duties.c.lease_until.is_not(None))
+                .values(freed)
             )
 
-    def _free(self, kind: DutyKind) -> Select[tuple[str, int]]:
+    def _free(self, kind: DutyKind) -> Select[tuple[str, int, int]]:
         now = self._database.now()
+        # Who gives a duty back takes its name off it: a name on a free one is that of a holder that was lost.
+        losses = duties.c.losses + case((duties.c.holder.is_not(None), 1), else_=0)
         return (
-            select(duties.c.batch_id, duties.c.attempt)
+            select(duties.c.batch_id, duties.c.attempt, losses.label("losses"))
             .join(batches, batches.c.id == duties.c.batch_id)
             .where(
                 duties.c.kind == kind,
@@ -127,7 +161,7 @@ class Duties:
                 or_(duties.c.lease_until.is_(None), duties.c.lease_until < now),
                 or_(duties.c.not_before.is_(None), duties.c.not_before < now),
             )
-            .order_by(batches.c.priority.desc(), batches.c.created_at)
+            .order_by(case((losses > 1, losses), else_=0), batches.c.priority.desc(), batches.c.created_at)
             .limit(1)
         )
 

@@ -274,6 +274,7 @@ duties: Final = Table(
     Column("lease_until", Double),
     Column("not_before", Double),
     Column("done", Boolean, nullable=False),
+    Column("losses", Integer, nullable=False, server_default="0"),
     Index(None, "kind", "done"),
 )
 

@@ -285,7 +285,7 @@ def test_an_attempt_that_lost_its_duty_changes_nothing_when_it_wakes_up(
 def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_starting_again(
     service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(holder: str) -> None:
+    def away(holder: str, *, lost: bool) -> None:
         raise StoreTroubleError("The store cannot be used: database is locked.")
 
     monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
