@@ -62,9 +62,8 @@ class Supervisor:
                 child.terminate()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
-        self._free(
-            process_name(), lost=False
-        )  # a webhook that does not answer is told by the next service, and not after a lease
+        # A webhook that does not answer is told by the next service, and not after a lease.
+        self._free(process_name(), lost=False)
 
     def _thread(self, name: str, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
