@@ -1,6 +1,7 @@
 """The rows of a table that an engine could be asked: equal ones found, known answers left out, brought into order.
 
-Works in a DuckDB file in a folder of its own, with bounded memory; it spills to that folder.
+Works in a DuckDB file in a folder of its own, with bounded memory; it spills to that folder. Long bodies are beside it:
+of these it knows how they begin, and hashes of longer and longer beginnings, which bring those alike together.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.service.blocks import cut
+from airflow_batch_llm.service.result_index import answers_at
+from airflow_batch_llm.service.spool import LONG, Spool
 from airflow_batch_llm.service.work_database import open_database
 
 READ_ROWS: Final = 16_384
+_BEGINNINGS: Final = tuple(round(LONG * 1.25**step) for step in range(1, 29))
+"""Of a long body, the lengths in characters of the beginnings whose hashes it is sorted by, up to half a million. So
+bodies with a beginning in common stand together for four fifths of it or more."""
 _BLOCK: Final = 64
 """The block size of SHA-256, which HMAC pads its key to."""
 
@@ -63,13 +70,16 @@ class AskedRows:
         self._shape = shape
         self._keys = keys
         self._database = open_database(folder)
+        self._spool = Spool(folder / "long_bodies")
         self._database.execute(
-            'CREATE TEMP TABLE asked ("row" BIGINT, body VARCHAR, tokens BIGINT, done BOOLEAN, "key" BLOB)'
+            'CREATE TEMP TABLE asked ("row" BIGINT, start VARCHAR, beginnings UBIGINT[], place VARCHAR, tokens BIGINT, '
+            'done BOOLEAN, "key" BLOB)'
         )
         self._known = False
 
     def close(self) -> None:
         self._database.close()
+        self._spool.close()
 
     def add(self, rows: pa.Array, texts: Sequence[pa.Array], tokens: pa.Array, done: pa.Array) -> None:
         """Rows by number, with the texts of their templates, an estimate of their tokens, and whether they have their
@@ -77,13 +87,20 @@ class AskedRows:
         names = ["row", "tokens", "done", *(f"text_{i}" for i in range(len(texts)))]
         self._database.register("added", pa.table([rows, tokens, done, *texts], names=names))
         key = self._keys.sql("body") if self._keys else "NULL"
-        self._database.execute(
-            f'INSERT INTO asked SELECT "row", body, tokens, done, {key} '  # noqa: S608 (made of our own expressions)
+        hashes = ", ".join(f"hash(body[:{length}])" for length in _BEGINNINGS)
+        found = self._database.sql(
+            f'SELECT "row", body[:{LONG}] AS start, '  # noqa: S608 (made of our own expressions)
+            f"CASE WHEN strlen(body) > {LONG} THEN [{hashes}] END AS beginnings, "
+            f'CASE WHEN strlen(body) > {LONG} THEN body END AS place, tokens, done, {key} AS "key" '
             f'FROM (SELECT "row", tokens, done, {self._shape} AS body FROM added)'
-        )
+        ).to_arrow_table()
         self._database.unregister("added")
+        at = found.schema.get_field_index("place")
+        places = [self._spool.shortened(chunk) for chunk in found.column(at).chunks]
+        found = found.set_column(at, "place", pa.chunked_array(places, pa.string()))
+        self._database.from_arrow(found).insert_into("asked")
 
-    def known(self, index: Sequence[Path], living: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def known(self, index: Sequence[Path], living: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows whose answer an index knows, with it; they are not asked. Of several answers the newest counts.
 
         :param index: index files (see :mod:`airflow_batch_llm.service.result_index`), below this object's folder.
@@ -92,44 +109,48 @@ class AskedRows:
         if not index or not living or self._keys is None:
             return
         self._known = True
-        listed = ", ".join(f'i."{name}"' for name in columns)
         self._database.execute(
-            f'CREATE TEMP TABLE known AS SELECT a."row", {listed} FROM asked a '  # noqa: S608 (made of our own names)
-            'JOIN read_parquet(?) i ON a."key" = i."key" WHERE i.batch IN (SELECT unnest(?)) AND NOT a.done '
+            'CREATE TEMP TABLE known AS SELECT a."row", i.filename, i.file_row_number AS position FROM asked a '
+            'JOIN read_parquet(?, filename=true, file_row_number=true) i ON a."key" = i."key" '
+            "WHERE i.batch IN (SELECT unnest(?)) AND NOT a.done "
             'QUALIFY row_number() OVER (PARTITION BY a."row" ORDER BY i.at DESC) = 1',
             [[str(path) for path in index], list(living)],
         )
-        for batch in self._database.sql('FROM known ORDER BY "row"').to_arrow_reader(READ_ROWS):
-            yield from batch.to_pylist()
+        for path in index:
+            query = 'SELECT position, "row" FROM known WHERE filename = ? ORDER BY ALL'
+            yield from answers_at(path, self._database.sql(query, params=[str(path)]).to_arrow_reader(READ_ROWS))
 
     def ordered(self) -> Iterator[Ordered]:
         """The rows that are left, so that those with a common beginning follow one another."""
         left = 'ANTI JOIN known USING ("row")' if self._known else ""
-        query = f'SELECT "row", body, tokens, "key", done FROM asked {left} ORDER BY body, done DESC, "row"'  # noqa: S608
+        query = (
+            f'SELECT "row", coalesce(place, start) AS body, tokens, "key", done FROM asked {left} '  # noqa: S608
+            'ORDER BY start, beginnings, "key", done DESC, "row"'
+        )
         last = _Last()
         for batch in self._database.sql(query).to_arrow_reader(READ_ROWS):
-            if batch.num_rows:
-                yield self._ordered(batch, last)
+            for some in cut(self._spool.sizes(batch.column("body"))):
+                yield self._ordered(batch.slice(some.start, some.stop - some.start), last)
 
     def _ordered(self, batch: pa.RecordBatch, last: _Last) -> Ordered:
-        rows = batch.column(0).to_numpy()
-        bodies = batch.column(1)
+        rows = batch.column("row").to_numpy()
         same = np.zeros(len(rows), dtype=bool)
         of = rows
         if self._keys is not None:
-            same[1:] = pc.equal(bodies.slice(1), bodies.slice(0, len(rows) - 1)).to_numpy(zero_copy_only=False)
-            same[0] = bodies[0].as_py() == last.body
+            keys = batch.column("key")
+            same[1:] = pc.equal(keys.slice(1), keys.slice(0, len(rows) - 1)).to_numpy(zero_copy_only=False)
+            same[0] = keys[0].as_py() == last.key
             firsts = np.maximum.accumulate(np.where(same, -1, np.arange(len(rows))))
             of = np.where(firsts < 0, last.row, rows[np.maximum(firsts, 0)])
-            last.row, last.body = int(of[-1]), bodies[-1].as_py()
-        done = batch.column(4).to_numpy(zero_copy_only=False)
+            last.row, last.key = int(of[-1]), keys[-1].as_py()
+        done = batch.column("done").to_numpy(zero_copy_only=False)
         asked, copied = ~same & ~done, same & ~done
         copies = pa.record_batch([pa.array(rows[copied]), pa.array(of[copied])], names=["row", "of"])
         return Ordered(
             rows[asked],
-            bodies.filter(pa.array(asked)),
-            batch.column(2).to_numpy()[asked],
-            batch.column(3).filter(pa.array(asked)) if self._keys else None,
+            self._spool.restored(batch.column("body").filter(pa.array(asked))),
+            batch.column("tokens").to_numpy()[asked],
+            batch.column("key").filter(pa.array(asked)) if self._keys else None,
             copies,
         )
 
@@ -139,7 +160,7 @@ class _Last:
     """The last row of the batch before, which the first ones of the next may equal."""
 
     row: int = -1
-    body: str | None = None
+    key: bytes | None = None
 
 
 def body_shape(roles: Sequence[str] | None) -> str:

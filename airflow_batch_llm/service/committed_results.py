@@ -14,7 +14,7 @@ from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER, ROWS_FILE
 from airflow_batch_llm.service.result_files import result_line
 from airflow_batch_llm.service.spec import output_columns
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.table_assembler import result_table
+from airflow_batch_llm.service.table_results import result_table
 from airflow_batch_llm.wire import DatasetSpec, ResultRow
 from airflow_batch_llm.worker_wire import ResultLine, decompress, read_lines
 

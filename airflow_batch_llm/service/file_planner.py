@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
-from airflow_batch_llm.service.request_file import MOST_ERRORS, RequestFile, RequestFileInvalidError, RequestLine
+from airflow_batch_llm.service.request_file import MOST_ERRORS, RequestFile, RequestFileInvalidError
 from airflow_batch_llm.service.work_database import open_database
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import BatchError
@@ -30,6 +30,12 @@ MEMORY: Final = "256MB"
 _IDS: Final = pa.schema([("row", pa.int64()), ("line", pa.int64()), ("custom_id", pa.string())])
 
 
+class _Id(NamedTuple):
+    row: int
+    line: int
+    custom_id: str
+
+
 @dataclass
 class FilePlanner:
     """Stages the plan of one request file."""
@@ -38,7 +44,6 @@ class FilePlanner:
     file: RequestFile
     done_before: Iterable[ResultLine] = ()
     """Results of the generation before this batch, which keeps those that are answers."""
-    _rows: list[RequestLine] = field(default_factory=list)
 
     def plan(self) -> Plan:
         """Reads the file once. Raises :class:`RequestFileInvalidError` if anything is wrong with it."""
@@ -46,9 +51,8 @@ class FilePlanner:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ROWS_FILE
             with pq.ParquetWriter(path, _IDS, compression="zstd") as ids:
-                for requests in self._batches():
-                    ids.write_batch(_ids(requests), row_group_size=ROW_GROUP)
-                    self._add(requests)
+                for some in self._groups():
+                    ids.write_batch(_ids(some), row_group_size=ROW_GROUP)
             self._check(path)
             self.stage.storage.put_file(f"{self.stage.prefix}/{ROWS_FILE}", path)
         self.stage.finish()
@@ -61,22 +65,18 @@ class FilePlanner:
             model=self.file.model,
         )
 
-    def _batches(self) -> Iterator[list[RequestLine]]:
-        requests: list[RequestLine] = []
+    def _groups(self) -> Iterator[list[_Id]]:
+        """The ids of all requests, which are staged on the way: they may be long."""
+        ids: list[_Id] = []
         for request in self.file.requests():
-            requests.append(request)
-            if len(requests) == ROW_GROUP:
-                yield requests
-                requests = []
-        if requests:
-            yield requests
-
-    def _add(self, requests: list[RequestLine]) -> None:
-        if self.file.errors:
-            return  # nothing of it will run
-        for request in requests:
-            if not self.stage.is_kept(request.row):
+            if not self.file.errors and not self.stage.is_kept(request.row):  # else nothing of it will run
                 self.stage.add_row(RowLine(request.row, request.body), request.tokens)
+            ids.append(_Id(request.row, request.line, request.custom_id))
+            if len(ids) == ROW_GROUP:
+                yield ids
+                ids = []
+        if ids:
+            yield ids
 
     def _check(self, ids: Path) -> None:
         errors = self.file.errors
@@ -86,12 +86,8 @@ class FilePlanner:
             raise RequestFileInvalidError(errors)
 
 
-def _ids(requests: list[RequestLine]) -> pa.RecordBatch:
-    columns = [
-        pa.array([request.row for request in requests], pa.int64()),
-        pa.array([request.line for request in requests], pa.int64()),
-        pa.array([request.custom_id for request in requests], pa.string()),
-    ]
+def _ids(ids: list[_Id]) -> pa.RecordBatch:
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*ids, strict=True), _IDS, strict=True)]
     return pa.record_batch(columns, schema=_IDS)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from airflow_batch_llm.service.blocks import BLOCK_BYTES
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.life import PlannedChunk
 from airflow_batch_llm.worker_wire import ResultLine, RowLine, compress, pack
@@ -34,6 +35,7 @@ class PlanStage:
     _waiting: list[RowLine] = field(default_factory=list)
     _waiting_tokens: int = 0
     _results: list[ResultLine] = field(default_factory=list)
+    _results_bytes: int = 0
     _kept: bytearray = field(default_factory=bytearray)
     """One bit a row: whether its result was kept."""
 
@@ -70,7 +72,8 @@ class PlanStage:
     def add_result(self, line: ResultLine) -> None:
         """A result that is known before anything runs is stored like a part's, in pieces."""
         self._results.append(line)
-        if len(self._results) >= self.chunk_rows:
+        self._results_bytes += _size(line)
+        if len(self._results) >= self.chunk_rows or self._results_bytes >= BLOCK_BYTES:
             self._store_results()
 
     def add_row(self, line: RowLine, tokens: int) -> None:
@@ -95,7 +98,7 @@ class PlanStage:
             key = f"{self.prefix}/{RESULTS_FOLDER}/{self.results_stored:012d}.jsonl.zst"
             self.storage.put(key, pack(self._results))
             self.results_stored += len(self._results)
-            self._results = []
+            self._results, self._results_bytes = [], 0
 
     def _cut(self) -> None:
         if self._waiting:
@@ -116,3 +119,9 @@ class PlanStage:
                 sha256=hashlib.sha256(content).hexdigest(),
             )
         )
+
+
+def _size(line: ResultLine) -> int:
+    """About what a result takes in memory."""
+    texts = (line.output, line.embedding, line.error, *(line.outputs or ()))
+    return sum(len(text) for text in texts if text) + len(memoryview(line.response))

@@ -1,18 +1,23 @@
-"""Rendering templates for some thousand rows at a time."""
+"""Rendering templates for a block of rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.service.blocks import cut
 from airflow_batch_llm.service.sources import Fault, SourceRows
 from airflow_batch_llm.service.template import NotTextError, Template, as_text
 
 TEXT: Final = pa.large_string()
+MOST_BYTES: Final = 8 << 20
+"""The longest prompt: two million tokens of English, and more than the models of 2026 take."""
 
 
 @dataclass
@@ -23,15 +28,54 @@ class Renderer:
     constants: Mapping[str, Any]
     """What is the same in every row: the dataset's constants, and what the file's folders say."""
 
-    def render(self, rows: SourceRows) -> list[pa.Array]:
-        """A text for every template and row. Rows that cannot be rendered are noted among ``rows.faults``."""
+    def render(self, rows: SourceRows) -> Iterator[tuple[slice, list[pa.Array]]]:
+        """Blocks of the rows, each with a text for every template and row.
+
+        Rows that cannot be rendered, or whose prompt would be longer than any model takes, are noted among
+        ``rows.faults`` and have some other text.
+        """
         texts: dict[str, pa.Array | str] = {}
         for name in {name for template in self.templates for name in template.names}:
             if name in self.constants:
                 texts[name] = as_text(name, self.constants[name])
             else:
                 texts[name] = _texts(name, rows)
-        return [_joined(template, texts, len(rows)) for template in self.templates]
+        sizes = self._sizes(texts, len(rows))
+        too_long = sizes > MOST_BYTES
+        if too_long.any():
+            for position in np.flatnonzero(too_long).tolist():
+                rows.faults.setdefault(position, _too_long(int(sizes[position])))
+            texts = {name: _emptied(text, too_long) for name, text in texts.items()}
+            sizes = self._sizes(texts, len(rows))
+        for some in cut(sizes):
+            taken = {
+                name: text if isinstance(text, str) else text.slice(some.start, some.stop - some.start)
+                for name, text in texts.items()
+            }
+            yield some, [_joined(template, taken, some.stop - some.start) for template in self.templates]
+
+    def _sizes(self, texts: Mapping[str, pa.Array | str], rows: int) -> np.ndarray[Any, Any]:
+        """The bytes of each row's prompt."""
+        literal = sum(len(text.encode()) for template in self.templates for text in template.texts)
+        sizes = np.full(rows, literal, np.int64)
+        for name, times in Counter(name for template in self.templates for name in template.names).items():
+            text = texts[name]
+            length = len(text.encode()) if isinstance(text, str) else pc.fill_null(pc.binary_length(text), 0).to_numpy()
+            sizes += length * times
+        return sizes
+
+
+def _too_long(size: int) -> Fault:
+    return Fault(
+        "context_length_exceeded",
+        f"The prompt has {size:,} bytes, more than the {MOST_BYTES:,} that are sent to an engine.",
+    )
+
+
+def _emptied(text: pa.Array | str, which: np.ndarray[Any, Any]) -> pa.Array | str:
+    if isinstance(text, str):
+        return text
+    return pc.if_else(pa.array(which), pa.scalar("", TEXT), text)
 
 
 def _texts(name: str, rows: SourceRows) -> pa.Array:

@@ -13,14 +13,13 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.service.blocks import ROW_BYTES
 from airflow_batch_llm.service.token_estimates import BYTES_PER_TOKEN, answer_estimate
 from airflow_batch_llm.settings import Limits
 from airflow_batch_llm.wire import BatchError
 
 MOST_ERRORS: Final = 100
 """How many wrong lines are told; a file with more of them is wrong as a whole."""
-LINE_BYTES: Final = 64 << 20
-"""The longest line: a large image in base64 fits, and one line can be held in memory."""
 CUSTOM_ID_LENGTH: Final = 512
 _LIMITS_OF_ANSWERS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _MUST_BE_OFF: Final = {
@@ -109,12 +108,10 @@ class RequestFile:
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, with their numbers."""
         number = 0
-        while line := self.stream.readline(LINE_BYTES + 1):
+        while line := self.stream.readline(ROW_BYTES + 1):
             number += 1
-            if len(line) > LINE_BYTES:
-                self._wrong(
-                    number, "line_too_long", f"The line is longer than {LINE_BYTES:,} bytes, which is the most."
-                )
+            if len(line) > ROW_BYTES:
+                self._wrong(number, "line_too_long", f"The line is longer than {ROW_BYTES:,} bytes, which is the most.")
                 return
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line := line.strip():

@@ -1,6 +1,6 @@
 """Writing the results of a request file: the output file, the error file, and an index of both by row number.
 
-Streams: results are sorted by DuckDB, which spills, and written line by line.
+Streams: results are sorted by DuckDB, which spills, their long texts beside it, and written line by line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ from airflow_batch_llm.models import FilePurpose, RowStatus
 from airflow_batch_llm.service.file_planner import ROW_GROUP
 from airflow_batch_llm.service.parts import CountsError, PartFile, stored_results
 from airflow_batch_llm.service.plan_stage import ROWS_FILE
+from airflow_batch_llm.service.spool import Spool
 from airflow_batch_llm.service.work_database import open_database
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.files import StoredFile
@@ -53,6 +54,8 @@ _SORTED: Final = pa.schema(
         ("error", pa.string()),
     ]
 )
+_TEXTS: Final = ("response", "error")
+"""The columns that may have long texts."""
 _NOT_DONE: Final = {
     RowStatus.CANCELLED: ("batch_cancelled", "This request could not be executed before the batch was cancelled."),
     RowStatus.EXPIRED: (
@@ -114,7 +117,10 @@ class ResultFiles:
         )
 
     def _write_lines(self, folder: Path, index: Path, output: _Lines, errors: _Lines) -> None:
-        results = self._sorted(folder)
+        with Spool(folder / "long_texts") as spool:
+            self._write_sorted(self._sorted(folder, spool), index, output, errors)
+
+    def _write_sorted(self, results: _Sorted, index: Path, output: _Lines, errors: _Lines) -> None:
         with pq.ParquetWriter(index, INDEX, compression="zstd") as writer:
             for ids in self._ids():
                 places = []
@@ -132,17 +138,18 @@ class ResultFiles:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["row", "custom_id"], use_threads=False):
                 yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
-    def _sorted(self, folder: Path) -> _Sorted:
+    def _sorted(self, folder: Path, spool: Spool) -> _Sorted:
         sorter = open_database(folder, memory=SORT_MEMORY, threads=1)
         sorter.from_arrow(_SORTED.empty_table()).create("results")
         for lines in stored_results(self.storage, self.plan_prefix, self.parts):
-            sorter.from_arrow(_table(lines)).insert_into("results")
+            sorter.from_arrow(_table(lines, spool)).insert_into("results")
         counted, distinct = sorter.sql("SELECT count(*), count(DISTINCT row) FROM results").fetchall()[0]
         if distinct != counted or counted > self.rows or (self.undone is None and counted != self.rows):
             raise CountsError(
                 f"{counted} results for {distinct} different rows were committed, but the batch has {self.rows} rows."
             )
-        return _Sorted(sorter.sql("SELECT * FROM results ORDER BY row").to_arrow_reader(1_000))
+        batches = sorter.sql("SELECT * FROM results ORDER BY row").to_arrow_reader(1_000)
+        return _Sorted(piece for batch in batches for piece in spool.pieces(batch.cast(_SORTED), _TEXTS))
 
     def _not_done(self, row: int) -> ResultLine:
         if self.undone is None:
@@ -189,8 +196,8 @@ class _Lines:
 class _Sorted:
     """Results by row number, taken off from the front."""
 
-    def __init__(self, reader: pa.RecordBatchReader) -> None:
-        self._rows = (row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._rows = (row for batch in batches for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
         self._next: tuple[Any, ...] | None = next(self._rows, None)
 
     def of(self, row: int) -> ResultLine | None:
@@ -203,7 +210,7 @@ class _Sorted:
         return ResultLine(row, status, code=code, error=error, status_code=status_code, response=raw)
 
 
-def _table(lines: list[ResultLine]) -> pa.Table:
+def _table(lines: list[ResultLine], spool: Spool) -> pa.Table:
     columns = [
         [line.row for line in lines],
         [line.status for line in lines],
@@ -213,4 +220,7 @@ def _table(lines: list[ResultLine]) -> pa.Table:
         [line.error for line in lines],
     ]
     arrays = [pa.array(column, f.type) for column, f in zip(columns, _SORTED, strict=True)]
+    for name in _TEXTS:
+        at = _SORTED.get_field_index(name)
+        arrays[at] = spool.shortened(arrays[at])
     return pa.table(arrays, schema=_SORTED)

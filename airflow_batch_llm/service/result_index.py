@@ -10,16 +10,20 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.service.work_database import open_database, quoted
+from airflow_batch_llm.service.blocks import BLOCK_BYTES
+from airflow_batch_llm.service.long_answers import restored, shortened, sorted_schema
+from airflow_batch_llm.service.spool import Spool
+from airflow_batch_llm.service.work_database import open_database
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.index_files import IndexFile, IndexFiles
 
@@ -41,6 +45,7 @@ INDEX: Final = pa.schema([("key", pa.binary()), ("batch", pa.string()), ("at", p
 MERGED_AT: Final = 8
 """How many files of one level are merged into one of the next: a key is written log8(batches) times over."""
 GROUP_ROWS: Final = 65_536
+READ_ROWS: Final = 16_384
 
 
 @dataclass(frozen=True)
@@ -110,20 +115,65 @@ class ResultIndex:
         return path
 
 
+def answers_at(path: Path, places: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their answers of :data:`KNOWN`.
+
+    :param places: columns ``position`` (of the answer in the file; ascending) and ``row``.
+    """
+    with pq.ParquetFile(path) as file:
+        groups = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+        at, answers = -1, pa.table([])
+        for batch in places:
+            positions, rows = batch.column("position").to_numpy(), batch.column("row").to_numpy()
+            found = np.searchsorted(groups, positions, side="right") - 1
+            for group in np.unique(found).tolist():
+                if group != at:
+                    at, answers = group, file.read_row_group(group, columns=list(KNOWN_COLUMNS))
+                chosen = found == group
+                each, of = np.unique(positions[chosen] - groups[group], return_inverse=True)
+                taken = answers.take(pa.array(each)).to_pylist()
+                yield from ((row, taken[place]) for row, place in zip(rows[chosen].tolist(), of.tolist(), strict=True))
+
+
+def write_index(path: Path, pieces: Iterable[pa.RecordBatch]) -> int:
+    """Writes blocks of :data:`INDEX` into one file, and gives how many rows there are."""
+    rows = 0
+    with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+        for group in _groups(pieces):
+            writer.write_table(group, row_group_size=group.num_rows)
+            rows += group.num_rows
+    return rows
+
+
+def _groups(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """What goes into one row group: read as a whole, so it must not be large."""
+    waiting: list[pa.RecordBatch] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(some.num_rows for some in waiting) >= GROUP_ROWS or sum(some.nbytes for some in waiting) >= BLOCK_BYTES:
+            yield pa.Table.from_batches(waiting, schema=INDEX)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting, schema=INDEX)
+
+
 def _merge_into(path: Path, files: list[Path], living: list[str], folder: Path) -> int:
     """Writes the newest answer to each key into one file, and gives how many there are."""
-    rows = 0
-    with closing(open_database(folder)) as database, pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
+    with closing(open_database(folder)) as database, Spool(folder / "long_texts") as spool:
         database.execute("CREATE TEMP TABLE living AS SELECT unnest(?) AS batch", [living])
-        if not files:
-            return 0
-        listed = ", ".join(quoted(file) for file in files)
+        database.from_arrow(sorted_schema(INDEX).empty_table()).create("answers")
+        for file in files:
+            for batch in _read(file):
+                database.from_arrow(shortened(batch, spool)).insert_into("answers")
         merged = database.sql(
-            f"SELECT i.* FROM read_parquet([{listed}]) i SEMI JOIN living USING (batch) "  # noqa: S608 (our own paths)
+            "SELECT a.* FROM answers a SEMI JOIN living USING (batch) "
             'QUALIFY row_number() OVER (PARTITION BY "key" ORDER BY "at" DESC) = 1 ORDER BY "key"'
         )
-        for batch in merged.to_arrow_reader(GROUP_ROWS):
-            if batch.num_rows:
-                writer.write_batch(batch.cast(INDEX))
-                rows += batch.num_rows
-    return rows
+        batches = merged.to_arrow_reader(READ_ROWS)
+        return write_index(path, (piece for batch in batches for piece in restored(batch, spool, INDEX)))
+
+
+def _read(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).combine_chunks().to_batches()

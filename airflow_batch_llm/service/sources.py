@@ -1,4 +1,4 @@
-"""Reading a source table, some thousand rows at a time. Memory is bounded by those, never by the table.
+"""Reading a source table, a block of rows at a time. Memory is bounded by that, never by the table.
 
 A row that cannot be read is a row all the same: it keeps its number and gets a fault instead of values.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -20,17 +19,21 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import OUTPUT_COLUMNS
+from airflow_batch_llm.service.blocks import BLOCK_BYTES, ROW_BYTES, RowTooLargeError
 from airflow_batch_llm.service.formats import DamagedError, decompressed
+from airflow_batch_llm.service.parquet_blocks import parquet_blocks
 from airflow_batch_llm.service.source_files import SourceFile
 from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 
 ROWS: Final = 8_192
-"""How many rows are read at a time: some megabytes of text."""
+"""How many rows are read at a time at most: some megabytes of text."""
 
 LINE: Final = "\0line"
 """The staged column of a JSONL source: the line as it was, so that a JSONL target can repeat it to the letter."""
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(ROW_BYTES)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def _readable(file: SourceFile) -> Iterator[None]:
         raise _refused("source_not_found", f"Source {file.uri} does not exist.") from error
     except ChangedError as error:
         raise _refused("source_changed", f"Source {file.uri} changed while it was read. Submit it again.") from error
+    except RowTooLargeError as error:
+        raise _refused("row_too_large", f"Source {file.uri} cannot be read: {error}") from error
     except PermissionError as error:
         raise _refused("source_unreadable", f"Source {file.uri} cannot be read: {error.strerror or error}.") from error
     except DamagedError as error:
@@ -123,12 +128,17 @@ class ParquetSource:
         self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
     ) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
-        for batch in self._read(needed):
-            yield SourceRows(batch.select(kept), batch.select([name for name in needed if name in used]))
+        with _readable(self.file), self.file.open() as stream:
+            for block in parquet_blocks(stream, self.schema, needed, ROWS):
+                yield SourceRows(block.select(kept), block.select([name for name in needed if name in used]))
 
-    def _read(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        with _readable(self.file), self.file.open() as stream, pq.ParquetFile(stream) as parquet:
-            yield from parquet.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
+
+class _Record(NamedTuple):
+    line: int
+    """The last one that it stands on."""
+    fields: list[str]
+    size: int
+    """In characters."""
 
 
 class CsvSource:
@@ -142,7 +152,7 @@ class CsvSource:
             header = next(self._records(stream), None)
         if header is None:
             raise _refused("empty_source", f"Source {file.uri} is empty: it has not even a line of column names.")
-        self.columns = header[1]
+        self.columns = header.fields
         if any("\udc80" <= char <= "\udcff" for name in self.columns for char in name):
             raise _refused("invalid_utf8", f"Source {file.uri} is not UTF-8: its first line has other bytes.")
         _check_names(file.uri, self.columns)
@@ -154,7 +164,7 @@ class CsvSource:
         with _readable(self.file), self._open() as stream:
             records = self._records(stream)
             next(records, None)
-            while some := list(islice(records, ROWS)):
+            for some in _blocks(records, lambda record: record.size):
                 yield self._rows(some, used, kept)
 
     @contextmanager
@@ -164,27 +174,28 @@ class CsvSource:
             yield text
             text.detach()
 
-    def _records(self, stream: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(stream, strict=True)
+    def _records(self, stream: io.TextIOWrapper) -> Iterator[_Record]:
+        lines = _TextLines(stream)
+        reader = csv.reader(lines, strict=True)
         try:
-            for record in reader:
-                if record:
-                    yield reader.line_num, record
+            for fields in reader:
+                if fields:
+                    yield _Record(reader.line_num, fields, lines.taken())
         except csv.Error as error:
             raise _refused(
                 "invalid_csv", f"Source {self.file.uri} cannot be read as CSV at line {reader.line_num}: {error}."
             ) from error
 
-    def _rows(self, records: list[tuple[int, list[str]]], used: set[str], kept: list[str]) -> SourceRows:
+    def _rows(self, records: list[_Record], used: set[str], kept: list[str]) -> SourceRows:
         empty: Sequence[str | None] = [None] * len(self.columns)
         rows: list[Sequence[str | None]] = []
         faults = {}
-        for position, (line, record) in enumerate(records):
-            if fault := self._fault(line, record):
+        for position, record in enumerate(records):
+            if fault := self._fault(record.line, record.fields):
                 faults[position] = fault
                 rows.append(empty)
             else:
-                rows.append(record)
+                rows.append(record.fields)
         columns = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
         both = {name: pa.array(columns[name], pa.string()) for name in {*used, *kept} if name in columns}
         return SourceRows(
@@ -229,8 +240,7 @@ class JsonlSource:
         with self.file.open() as raw, decompressed(raw, self.file.format.compression) as inner:
             lines = ((number, line.strip()) for number, line in enumerate(_without_mark(inner), start=1))
             lines = ((number, line) for number, line in lines if line)
-            while some := list(islice(lines, ROWS)):
-                yield some
+            yield from _blocks(lines, lambda line: len(line[1]))
 
     def _rows(self, lines: list[tuple[int, bytes]], reserved: Sequence[str]) -> SourceRows:
         values: list[dict[str, Any]] = []
@@ -296,11 +306,55 @@ def _batch(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> pa.
     return pa.record_batch([columns[name] for name in names], names=list(names))
 
 
+def _blocks(rows: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Rows in blocks, by their number and their sizes."""
+    waiting: list[_T] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += size_of(row)
+        if len(waiting) >= ROWS or size >= BLOCK_BYTES:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
 def _without_mark(stream: BinaryIO) -> Iterator[bytes]:
     """The lines of a stream, without the mark of UTF-8 that some editors put before the first."""
-    first = stream.readline()
-    yield first.removeprefix(codecs.BOM_UTF8)
-    yield from stream
+    number = 1
+    mark = codecs.BOM_UTF8
+    while line := stream.readline(ROW_BYTES + 1):
+        if len(line) > ROW_BYTES:
+            raise RowTooLargeError(f"Line {number}")
+        yield line.removeprefix(mark)
+        number, mark = number + 1, b""
+
+
+class _TextLines:
+    """The lines of a stream, with the size in characters of those since the last look."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+        self._number = 0
+        self._size = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._size += len(line)
+        if self._size > ROW_BYTES:
+            raise RowTooLargeError(f"The record at line {self._number}")
+        return line
+
+    def taken(self) -> int:
+        size, self._size = self._size, 0
+        return size
 
 
 def _is_utf8(text: str) -> bool:

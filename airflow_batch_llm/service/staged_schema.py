@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.service.sources import ROWS, SourceRows, typed_lines
+from airflow_batch_llm.service.sources import SourceRows, typed_lines
 
 STAGED_LINE: Final = "line"
 
@@ -36,10 +36,12 @@ class JsonSchemas:
         if not self._widened:
             return
         with pq.ParquetFile(staged) as file:
-            for batch in file.iter_batches(batch_size=ROWS, columns=["row", STAGED_LINE], use_threads=False):
+            for group in range(file.num_row_groups):
+                batch = file.read_row_group(group, columns=["row", STAGED_LINE])
                 start = batch.column(0)[0].as_py()
                 try:
-                    typed_lines(batch.select([STAGED_LINE]), self.schema)
+                    for some in batch.select([STAGED_LINE]).to_batches():
+                        typed_lines(some, self.schema)
                 except (pa.ArrowException, OverflowError) as error:
                     raise _mixed_types(start, start + len(batch), error) from error
 

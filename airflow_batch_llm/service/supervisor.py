@@ -73,7 +73,13 @@ class Supervisor:
     def _keep(self, kind: DutyKind) -> None:
         """Stays in the thread that started the child: the kernel ends the child when that thread ends."""
         while not self._over.is_set():
-            child = self._children[kind] = _start(kind, self.settings)
+            try:
+                child = self._children[kind] = start_child(_command(kind), stdin=subprocess.PIPE)
+            except OSError:  # no memory for one, say
+                log.exception("the %s process could not be started; it is tried again", kind)
+                self._over.wait(RESTART_SECONDS)
+                continue
+            _tell(child, self.settings)
             code = child.wait()
             over = self._over.is_set()
             self._free(child_name(process_name(), kind, child.pid), lost=not over)
@@ -113,10 +119,12 @@ class Supervisor:
                 self.duties.free_those_of(holder)
 
 
-def _start(kind: DutyKind, settings: ServiceSettings) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind, process_name()]
-    child = start_child(command, stdin=subprocess.PIPE)
-    assert child.stdin is not None  # noqa: S101 (asked for in the line above)
-    with child.stdin as stream:
+def _command(kind: DutyKind) -> list[str]:
+    return [sys.executable, "-m", "airflow_batch_llm.service.duty_process", kind, process_name()]
+
+
+def _tell(child: subprocess.Popen[bytes], settings: ServiceSettings) -> None:
+    """Hands the settings to a child. One that was killed before it took them is seen by its code."""
+    assert child.stdin is not None  # noqa: S101 (it was started with one)
+    with contextlib.suppress(BrokenPipeError), child.stdin as stream:
         stream.write(settings.to_json())
-    return child

@@ -1,51 +1,36 @@
 """Assembling a table: results joined back to the staged rows by row number, in source order, exactly one each.
 
-Sorts and joins in a DuckDB file with bounded memory; it spills to that file's folder.
+Holds a block of rows in memory, and one of results.
 """
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.models import RowStatus
-from airflow_batch_llm.service.asked_rows import READ_ROWS
 from airflow_batch_llm.service.formats import FileFormat
 from airflow_batch_llm.service.output_columns import RESULT, OutputColumns
-from airflow_batch_llm.service.parts import CountsError, PartFile, stored_contents
+from airflow_batch_llm.service.parts import CountsError, PartFile
 from airflow_batch_llm.service.plan_stage import ROWS_FILE
-from airflow_batch_llm.service.result_index import GROUP_ROWS, INDEX, KNOWN_COLUMNS
 from airflow_batch_llm.service.sources import LINE, ROWS, typed_lines
 from airflow_batch_llm.service.staged_schema import STAGED_LINE
 from airflow_batch_llm.service.table_planner import (
-    COPIES_FILE,
     FILES_FILE,
-    KEYS_FILE,
     SCHEMA_FILE,
     StagedFile,
     file_folder,
 )
+from airflow_batch_llm.service.table_results import TableResults
 from airflow_batch_llm.service.target_writers import TargetWriter, open_writer
-from airflow_batch_llm.service.work_database import open_database, quoted
 from airflow_batch_llm.storage.base import Storage
-
-_TYPES: Final = {
-    pa.int64(): "BIGINT",
-    pa.string(): "VARCHAR",
-    pa.float64(): "DOUBLE",
-    pa.list_(pa.string()): "VARCHAR[]",
-}
 
 
 @dataclass
@@ -66,29 +51,14 @@ class Assembler:
 
     def load(self) -> None:
         """Brings the results together. Raises :class:`CountsError` where rows are missing or doubled."""
-        self._database = open_database(self.folder)
-        columns = ", ".join(f'"{column.name}" {_TYPES[column.type]}' for column in RESULT)
-        self._database.execute(f"CREATE TEMP TABLE results ({columns})")
-        for content in stored_contents(self.storage, self.prefix, self.parts):
-            self._database.register("part", result_table(content))
-            self._database.execute("INSERT INTO results SELECT * FROM part")
-            self._database.unregister("part")
-        self._has_copies = self._fetch(COPIES_FILE)
-        counted, distinct = self._one('SELECT count(*), count(DISTINCT "row") FROM results')
-        copies = pq.read_metadata(self.folder / COPIES_FILE).num_rows if self._has_copies else 0
-        if (
-            distinct != counted
-            or counted + copies > self.rows
-            or (self.undone is None and counted + copies != self.rows)
-        ):
-            raise CountsError(
-                f"{counted} results for {distinct} different rows were committed and {copies} rows equal another one, "
-                f"but the batch has {self.rows} rows."
-            )
-        self._results = _Results(self._joined(all_there=counted == self.rows))
+        self._results = TableResults(
+            self.storage, self.prefix, self.parts, self.rows, complete=self.undone is None, folder=self.folder
+        )
+        self._results.load()
+        self._left = _Left(self._results.ordered())
 
     def close(self) -> None:
-        self._database.close()
+        self._results.close()
 
     @property
     def files(self) -> list[StagedFile]:
@@ -107,7 +77,7 @@ class Assembler:
                 schema = self._schema(number)
                 writer = writer or open_writer(path, form, schema, self.output.schema, kept=self.kept)
                 for staged in self._staged(number, schema):
-                    writer.write(staged, self._output(staged.num_rows))
+                    self._write(writer, staged)
                     rows += staged.num_rows
         finally:
             if writer:
@@ -116,47 +86,22 @@ class Assembler:
 
     def check_all_written(self) -> None:
         """Raises :class:`CountsError` unless every row was written once."""
-        if sum(self.counts.values()) != self.rows or not self._results.at_end():
+        if sum(self.counts.values()) != self.rows or not self._left.at_end():
             raise CountsError(f"{sum(self.counts.values())} target rows were written for {self.rows} source rows.")
 
     def write_index(self, path: Path, batch_id: str, at: float) -> int:
         """Writes the answers that this batch found into ``path``, for later batches, and gives how many there are."""
-        if not self._fetch(KEYS_FILE):
-            return 0
-        listed = ", ".join(f'r."{name}"' for name in KNOWN_COLUMNS)
-        found = self._database.sql(
-            f'SELECT k."key", ? AS batch, ?::DOUBLE AS "at", {listed} FROM results r '  # noqa: S608 (our own names)
-            f'JOIN read_parquet({self._path(KEYS_FILE)}) k ON k."row" = r."row" '
-            "WHERE r.status = 'success' ORDER BY k.\"key\"",
-            params=[batch_id, at],
-        ).to_arrow_reader(GROUP_ROWS)
-        rows = 0
-        with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
-            for batch in found:
-                writer.write_batch(batch.cast(INDEX))
-                rows += batch.num_rows
-        return rows
+        return self._results.write_index(path, batch_id, at)
 
-    def _joined(self, *, all_there: bool) -> Iterator[pa.RecordBatch]:
-        """A result for every row, in order; of a row that has none, with nulls."""
-        query = 'FROM results ORDER BY "row"'
-        if not all_there:
-            listed = ", ".join(f'r."{name}"' for name in RESULT.names[1:])
-            of = 'n."row"'
-            copies = ""
-            if self._has_copies:
-                copies = f'LEFT JOIN read_parquet({self._path(COPIES_FILE)}) c ON c."row" = n."row"'
-                of = 'coalesce(c."of", n."row")'
-            query = (
-                f'SELECT n."row", {listed} FROM range({self.rows}) n("row") {copies} '  # noqa: S608 (our own names)
-                f'LEFT JOIN results r ON r."row" = {of} ORDER BY n."row"'
-            )
-        for batch in self._database.sql(query).to_arrow_reader(READ_ROWS):
-            yield batch.cast(RESULT)
+    def _write(self, writer: TargetWriter, staged: pa.RecordBatch) -> None:
+        at = 0
+        while at < staged.num_rows:
+            results = self._left.take(staged.num_rows - at)
+            writer.write(staged.slice(at, results.num_rows), self._output(results))
+            at += results.num_rows
 
-    def _output(self, rows: int) -> pa.RecordBatch:
-        """The output columns of the next ``rows`` rows."""
-        results = self._results.take(rows)
+    def _output(self, results: pa.RecordBatch) -> pa.RecordBatch:
+        """The output columns of the rows that have these results."""
         statuses = results.column("status")
         if statuses.null_count:
             if self.undone is None:
@@ -178,53 +123,30 @@ class Assembler:
         ):
             names = file.schema_arrow.names[1:]
             must_type = names == [STAGED_LINE] and schema.names != [LINE]
-            for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
-                staged = batch.select(names)
-                yield typed_lines(staged, schema) if must_type else staged
-
-    def _fetch(self, name: str) -> bool:
-        """Brings a file of the plan to where DuckDB may read it; False if the plan has none."""
-        try:
-            with self.storage.open(f"{self.prefix}/{name}") as stream, (self.folder / name).open("wb") as copy:
-                shutil.copyfileobj(stream, copy, 1 << 20)
-        except FileNotFoundError:
-            (self.folder / name).unlink(missing_ok=True)
-            return False
-        return True
-
-    def _path(self, name: str) -> str:
-        return quoted(self.folder / name)
-
-    def _one(self, query: str) -> tuple[Any, ...]:
-        return self._database.execute(query).fetchall()[0]
+            for group in range(file.num_row_groups):  # which were blocks
+                for batch in file.iter_batches(batch_size=ROWS, row_groups=[group], use_threads=False):
+                    staged = batch.select(names)
+                    yield typed_lines(staged, schema) if must_type else staged
 
 
-class _Results:
+class _Left:
     """Results in row order that are taken off from the front."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._batches = (batch for batch in batches if batch.num_rows)
+        self._batch: pa.RecordBatch | None = None
 
     def at_end(self) -> bool:
         """Whether all were taken."""
-        return self._rows == 0 and not any(batch.num_rows for batch in self._batches)
+        return self._batch is None and next(self._batches, None) is None
 
-    def take(self, rows: int) -> pa.RecordBatch:
-        """The next ``rows`` results."""
-        while self._rows < rows:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise CountsError(f"Results of {rows - self._rows} rows are missing.")
-            self._waiting.append(batch)
-            self._rows += batch.num_rows
-        table = pa.Table.from_batches(self._waiting, schema=RESULT).combine_chunks()
-        left = table.slice(rows)
-        self._waiting = left.to_batches()
-        self._rows = left.num_rows
-        taken = table.slice(0, rows).to_batches()
-        return taken[0] if taken else RESULT.empty_table().to_batches()[0]
+    def take(self, most: int) -> pa.RecordBatch:
+        """The next results, at least one and at most ``most``."""
+        batch = self._batch or next(self._batches, None)
+        if batch is None:
+            raise CountsError(f"Results of {most} rows are missing.")
+        self._batch = batch.slice(most) if batch.num_rows > most else None
+        return batch.slice(0, most)
 
 
 def _ended(results: pa.RecordBatch, undone: RowStatus) -> pa.RecordBatch:
@@ -242,15 +164,3 @@ def _ended(results: pa.RecordBatch, undone: RowStatus) -> pa.RecordBatch:
         for name in RESULT.names
     ]
     return pa.record_batch(columns, schema=RESULT)
-
-
-def result_table(lines: bytes) -> pa.Table:
-    """The results that a part's lines are."""
-    try:
-        return pa_json.read_json(
-            io.BytesIO(lines),
-            read_options=pa_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
-            parse_options=pa_json.ParseOptions(explicit_schema=RESULT, unexpected_field_behavior="ignore"),
-        ).select(RESULT.names)
-    except pa.ArrowException as error:
-        raise CountsError(f"A part cannot be read: {error}.") from error

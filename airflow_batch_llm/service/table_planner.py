@@ -1,6 +1,6 @@
 """Planning a table: its rows become a staged plan of chunks, which one transaction then makes real.
 
-Streams: never holds more than some thousand rows in memory. A planner that dies leaves nothing but staged bytes that
+Streams: never holds more than a block of rows in memory. A planner that dies leaves nothing but staged bytes that
 no plan names, and the next attempt stages its own.
 """
 
@@ -25,7 +25,8 @@ from airflow_batch_llm.service.asked_rows import AskedRows, RowKeys, body_shape
 from airflow_batch_llm.service.chunk_cutter import ChunkCutter
 from airflow_batch_llm.service.estimating import ESTIMATE_FILE, Counted, Sample
 from airflow_batch_llm.service.plan_stage import ROWS_FILE, PlanStage
-from airflow_batch_llm.service.result_index import KNOWN_COLUMNS, ResultIndex
+from airflow_batch_llm.service.rendering import Renderer
+from airflow_batch_llm.service.result_index import ResultIndex
 from airflow_batch_llm.service.sources import LINE, JsonlSource, Source, SourceRows, open_source
 from airflow_batch_llm.service.spec import CheckedDataset, check_columns
 from airflow_batch_llm.service.staged_schema import STAGED_LINE, JsonSchemas
@@ -116,17 +117,15 @@ class Planner:
             if schemas is None or self.dataset.target.folder:
                 schemas = self._schemas(source)
             path = folder / ROWS_FILE
-            count = 0
+            before = self.rows
             with closing(_Staging(None if self.dry else path)) as staging:
                 for rows in source.batches(
                     used=self.dataset.used, kept=kept, reserved=self.dataset.output.schema.names
                 ):
-                    texts = renderer_of(file).render(rows)
                     schemas.saw(rows, self.rows)
                     staging.write(rows, self.rows)
-                    self._ask(rows, texts, asked)
-                    self.rows += len(rows)
-                    count += len(rows)
+                    self._ask(rows, renderer_of(file), asked)
+            count = self.rows - before
             if count and self.dry:
                 self.files.append(StagedFile(file.uri, file.relative, count))
             elif count:
@@ -163,20 +162,24 @@ class Planner:
             return _Lines()
         return JsonSchemas(self.spec.passthrough)
 
-    def _ask(self, rows: SourceRows, texts: Sequence[pa.Array], asked: AskedRows) -> None:
+    def _ask(self, rows: SourceRows, renderer: Renderer, asked: AskedRows) -> None:
         """Notes the rows that can be asked, and the faults of those that cannot."""
-        wanted = np.ones(len(rows), dtype=bool)
-        kept = self.stage.kept_among(self.rows, len(rows))
+        for some, texts in renderer.render(rows):
+            self._ask_some(rows, some, texts, asked)
+        self._faulty += len(rows.faults)
+        for position, fault in () if self.dry else rows.faults.items():
+            self.stage.add_result(ResultLine(self.rows + position, "error", code=fault.code, error=fault.message))
+        self.rows += len(rows)
+
+    def _ask_some(self, rows: SourceRows, some: slice, texts: Sequence[pa.Array], asked: AskedRows) -> None:
+        first, count = self.rows + some.start, some.stop - some.start
+        wanted = np.ones(count, dtype=bool)
+        kept = self.stage.kept_among(first, count)
         if self.keys is None:
             wanted &= ~kept  # nothing follows from their answers
-        for position, fault in rows.faults.items():
-            self._faulty += 1
-            wanted[position] = False
-            if self.dry:
-                continue
-            self.stage.add_result(ResultLine(self.rows + position, "error", code=fault.code, error=fault.message))
-        numbers = pa.array(np.arange(self.rows, self.rows + len(rows)))
-        characters = sum((pc.utf8_length(text).to_numpy() for text in texts), start=np.zeros(len(rows), np.int64))
+        wanted[[position - some.start for position in rows.faults if some.start <= position < some.stop]] = False
+        numbers = pa.array(np.arange(first, first + count))
+        characters = sum((pc.utf8_length(text).to_numpy() for text in texts), start=np.zeros(count, np.int64))
         tokens = pa.array(characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(texts) + self._answer_tokens)
         chosen = [numbers, tokens, pa.array(kept), *texts]
         if not wanted.all():
@@ -192,11 +195,10 @@ class Planner:
         if self.index is None or self.keys is None:
             return
         with self.index.fetched(folder / "index") as found:
-            for known in asked.known(found.files, found.living, KNOWN_COLUMNS):
+            for row, known in asked.known(found.files, found.living):
                 self._reused += 1
-                if self.dry:
-                    continue
-                self.stage.add_result(ResultLine(known.pop("row"), "success", **_given(known)))
+                if not self.dry:
+                    self.stage.add_result(ResultLine(row, "success", **_given(known)))
 
     def _cut(self, folder: Path, asked: AskedRows) -> None:
         cutter = ChunkCutter(self.stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,32 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         first = eventually(lambda: keeper._children.get(DutyKind.PLAN), what="the planner starts")
         first.kill()
         eventually(lambda: keeper._children[DutyKind.PLAN].pid != first.pid, what="it starts again")
+    finally:
+        keeper.stop()
+
+
+@pytest.mark.parametrize("trouble", ["it is killed before it has its settings", "there is no memory for it"])
+def test_a_duty_process_that_does_not_come_up_is_started_again(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    start_child, started = supervisor.start_child, []
+
+    def stumbling(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(command)
+        if len(started) > 2:
+            return start_child(command, **options)
+        if "memory" in trouble:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        child = start_child(["true"], **options)
+        child.wait()
+        return child
+
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "start_child", stumbling)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
+    keeper.start()
+    try:
+        eventually(lambda: len(started) >= 4 and all(child.poll() is None for child in keeper._children.values()))
     finally:
         keeper.stop()
 

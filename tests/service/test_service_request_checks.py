@@ -152,7 +152,7 @@ def test_the_check_ends_after_a_hundred_wrong_lines(service: RunningService) -> 
 
 
 def test_a_line_without_end_is_refused_and_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_file, "LINE_BYTES", 100)
+    monkeypatch.setattr(request_file, "ROW_BYTES", 100)
     asked = []
 
     class Endless:

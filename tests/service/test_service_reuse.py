@@ -211,21 +211,24 @@ def test_one_team_knows_nothing_of_another(service: RunningService, worker: Answ
 def test_alike_rows_are_asked_side_by_side_and_long_chunks_first(service: RunningService) -> None:
     worker = AnsweringWorker(service, engine_identity="engine-1")
     service.settings = dataclasses.replace(service.settings, chunk_rows=8, chunk_tokens=3_000)
-    texts = [f"{'long ' * 400 if i % 3 == 0 else 'short '}{i % 5} {i:03d}" for i in range(60)]
+    texts = [f"{'long ' * 300 if i % 3 == 0 else 'short '}{i % 5}" for i in range(60)]
+    texts = [f"{text}{' more' * 300 if 'long' in text else ''} {i:03d}" for i, text in enumerate(texts)]
     random.Random(2).shuffle(texts)
     submit(service, texts, parameters={"max_tokens": 1})
-    tokens, claimed = [], []
+    claimed = []
     while (work := worker.claim()) is not None:
         claim, lines = work
-        claimed.append(sorted(texts[line.row] for line in lines))
-        tokens.append(sum(len(text) for text in claimed[-1]))
+        claimed.append([texts[line.row] for line in lines])
         worker.link.commit(claim, [worker.store(claim, 0, lines)])
     assert sorted(text for chunk in claimed for text in chunk) == sorted(texts)
     assert all(len(chunk) <= 8 for chunk in claimed)
-    assert [count > 1_000 for count in tokens] == sorted((count > 1_000 for count in tokens), reverse=True)
-    for chunk in claimed:
-        between = [text for text in texts if chunk[0] < text < chunk[-1]]
-        assert set(between) == set(chunk[1:-1])
+    has_long = [any("long" in text for text in chunk) for chunk in claimed]
+    assert has_long == sorted(has_long, reverse=True)
+    for beginning in {text[:1_501] if "long" in text else text[:7] for text in texts}:
+        having = [number for number, chunk in enumerate(claimed) if any(text.startswith(beginning) for text in chunk)]
+        assert having == list(range(having[0], having[-1] + 1))
+        between = [text for number in having[1:-1] for text in claimed[number]]
+        assert all(text.startswith(beginning) for text in between)
 
 
 def test_a_cancelled_batch_counts_what_its_target_has_duplicates_of_done_rows_among_it(

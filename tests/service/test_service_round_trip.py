@@ -219,7 +219,7 @@ def test_a_template_replaces_its_placeholders_and_leaves_every_other_brace(piece
     text = "|".join(piece for (piece,) in pieces)
     shown = "|".join({"{a}": "{value}", "{{a}}": "{a}"}.get(piece, piece) for (piece,) in pieces)
     rows = SourceRows(pa.record_batch([]), pa.record_batch({"a": ["{value}", None]}))
-    (texts,) = Renderer([Template.parse(text)], {}).render(rows)
+    ((_, (texts,)),) = Renderer([Template.parse(text)], {}).render(rows)
     assert texts.to_pylist() == [shown, shown.replace("{value}", "")]
 
 
