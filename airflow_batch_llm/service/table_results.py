@@ -95,11 +95,7 @@ class TableResults:
         return write_index(path, (piece for batch in batches for piece in restored(batch, self._spool, INDEX)))
 
     def _add(self, content: bytes) -> None:
-        lines = result_table(content)
-        written = content.count(b"\n")
-        if lines.num_rows != written:
-            raise CountsError(f"A part has {lines.num_rows} results in {written} lines.")
-        for batch in lines.combine_chunks().to_batches():
+        for batch in result_table(content).combine_chunks().to_batches():
             self._database.from_arrow(shortened(batch, self._spool)).insert_into("results")
 
     def _fetch(self, name: str) -> bool:
@@ -120,12 +116,16 @@ class TableResults:
 
 
 def result_table(lines: bytes) -> pa.Table:
-    """The results that a part's lines are."""
+    """The results that a part's lines are. Raises :class:`CountsError` where a line is none."""
     try:
-        return pa_json.read_json(
+        found = pa_json.read_json(
             io.BytesIO(lines),
             read_options=pa_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
             parse_options=pa_json.ParseOptions(explicit_schema=RESULT, unexpected_field_behavior="ignore"),
         ).select(RESULT.names)
     except pa.ArrowException as error:
         raise CountsError(f"A part cannot be read: {error}.") from error
+    written = lines.count(b"\n")
+    if found.num_rows != written:
+        raise CountsError(f"A part has {found.num_rows} results in {written} lines.")
+    return found
