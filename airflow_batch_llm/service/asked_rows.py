@@ -1,12 +1,14 @@
 """The rows of a table that an engine could be asked: equal ones found, known answers left out, brought into order.
 
 Works in a DuckDB file in a folder of its own, with bounded memory; it spills to that folder. Long bodies are beside it:
-of these it knows how they begin, and hashes of longer and longer beginnings, which bring those alike together.
+of these it knows how they begin, and checksums of longer and longer beginnings, which bring those alike together.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,8 @@ from airflow_batch_llm.service.spool import LONG, Spool
 from airflow_batch_llm.service.work_database import open_database
 
 READ_ROWS: Final = 16_384
-_BEGINNINGS: Final = tuple(round(LONG * 1.25**step) for step in range(1, 29))
-"""Of a long body, the lengths in characters of the beginnings whose hashes it is sorted by, up to half a million. So
-bodies with a beginning in common stand together for four fifths of it or more."""
+_BEGINNINGS: Final = (*range(LONG, 16 * LONG, 256), *(round(16 * LONG * 1.25**step) for step in range(17)))
+"""Of a long body, the lengths in bytes of the beginnings whose checksums it is sorted by, up to half a million."""
 _BLOCK: Final = 64
 """The block size of SHA-256, which HMAC pads its key to."""
 
@@ -67,13 +68,17 @@ class AskedRows:
 
     def __init__(self, folder: Path, shape: str, keys: RowKeys | None) -> None:
         self._folder = folder
-        self._shape = shape
         self._keys = keys
         self._database = open_database(folder)
         self._spool = Spool(folder / "long_bodies")
         self._database.execute(
-            'CREATE TEMP TABLE asked ("row" BIGINT, start VARCHAR, beginnings UBIGINT[], place VARCHAR, tokens BIGINT, '
+            'CREATE TEMP TABLE asked ("row" BIGINT, body VARCHAR, beginnings UINTEGER[], place VARCHAR, tokens BIGINT, '
             'done BOOLEAN, "key" BLOB)'
+        )
+        key = keys.sql("body") if keys else "NULL"
+        self._bodies = (
+            f'SELECT "row", body, NULL AS beginnings, NULL AS place, tokens, done, {key} AS "key" '  # noqa: S608
+            f'FROM (SELECT "row", tokens, done, {shape} AS body FROM added)'
         )
         self._known = False
 
@@ -84,20 +89,32 @@ class AskedRows:
     def add(self, rows: pa.Array, texts: Sequence[pa.Array], tokens: pa.Array, done: pa.Array) -> None:
         """Rows by number, with the texts of their templates, an estimate of their tokens, and whether they have their
         answer already, which then counts for their equals too."""
+        sizes = sum((pc.binary_length(text).to_numpy() for text in texts), start=np.zeros(len(rows), np.int64))
         names = ["row", "tokens", "done", *(f"text_{i}" for i in range(len(texts)))]
-        self._database.register("added", pa.table([rows, tokens, done, *texts], names=names))
-        key = self._keys.sql("body") if self._keys else "NULL"
-        hashes = ", ".join(f"hash(body[:{length}])" for length in _BEGINNINGS)
-        found = self._database.sql(
-            f'SELECT "row", body[:{LONG}] AS start, '  # noqa: S608 (made of our own expressions)
-            f"CASE WHEN strlen(body) > {LONG} THEN [{hashes}] END AS beginnings, "
-            f'CASE WHEN strlen(body) > {LONG} THEN body END AS place, tokens, done, {key} AS "key" '
-            f'FROM (SELECT "row", tokens, done, {self._shape} AS body FROM added)'
-        ).to_arrow_table()
+        added = pa.table([rows, tokens, done, *texts], names=names)
+        self._add_short(added.filter(pa.array(sizes <= LONG)))
+        self._add_long(added.filter(pa.array(sizes > LONG)))
+
+    def _add_short(self, added: pa.Table) -> None:
+        if added.num_rows:
+            self._database.register("added", added)
+            self._database.execute(f"INSERT INTO asked {self._bodies}")
+            self._database.unregister("added")
+
+    def _add_long(self, added: pa.Table) -> None:
+        if not added.num_rows:
+            return
+        self._database.register("added", added)
+        found = self._database.sql(self._bodies).to_arrow_table().combine_chunks()
         self._database.unregister("added")
-        at = found.schema.get_field_index("place")
-        places = [self._spool.shortened(chunk) for chunk in found.column(at).chunks]
-        found = found.set_column(at, "place", pa.chunked_array(places, pa.string()))
+        bodies = found.column("body").chunk(0)
+        columns = {
+            "body": pc.utf8_slice_codeunits(bodies, 0, LONG),
+            "beginnings": pa.array(map(_checksums, bodies.cast(pa.large_binary()).to_pylist()), pa.list_(pa.uint32())),
+            "place": self._spool.shortened(bodies),
+        }
+        for name, column in columns.items():
+            found = found.set_column(found.schema.get_field_index(name), name, column)
         self._database.from_arrow(found).insert_into("asked")
 
     def known(self, index: Sequence[Path], living: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -124,12 +141,12 @@ class AskedRows:
         """The rows that are left, so that those with a common beginning follow one another."""
         left = 'ANTI JOIN known USING ("row")' if self._known else ""
         query = (
-            f'SELECT "row", coalesce(place, start) AS body, tokens, "key", done FROM asked {left} '  # noqa: S608
-            'ORDER BY start, beginnings, "key", done DESC, "row"'
+            f'SELECT "row", coalesce(place, body) AS text, tokens, "key", done FROM asked {left} '  # noqa: S608
+            'ORDER BY body, beginnings, "key", done DESC, "row"'
         )
         last = _Last()
         for batch in self._database.sql(query).to_arrow_reader(READ_ROWS):
-            for some in cut(self._spool.sizes(batch.column("body"))):
+            for some in cut(self._spool.sizes(batch.column("text"))):
                 yield self._ordered(batch.slice(some.start, some.stop - some.start), last)
 
     def _ordered(self, batch: pa.RecordBatch, last: _Last) -> Ordered:
@@ -148,11 +165,21 @@ class AskedRows:
         copies = pa.record_batch([pa.array(rows[copied]), pa.array(of[copied])], names=["row", "of"])
         return Ordered(
             rows[asked],
-            self._spool.restored(batch.column("body").filter(pa.array(asked))),
+            self._spool.restored(batch.column("text").filter(pa.array(asked))),
             batch.column("tokens").to_numpy()[asked],
             batch.column("key").filter(pa.array(asked)) if self._keys else None,
             copies,
         )
+
+
+def _checksums(body: bytes) -> list[int]:
+    """Of longer and longer beginnings."""
+    found, checksum, at = [], 0, 0
+    for end in itertools.takewhile(lambda end: end < len(body), _BEGINNINGS):
+        checksum = zlib.crc32(memoryview(body)[at:end], checksum)
+        found.append(checksum)
+        at = end
+    return found
 
 
 @dataclass
