@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, app, err, explained, out, real
+from airflow_batch_llm.cli.database_url import DatabaseUrl
 from airflow_batch_llm.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @app.command()
 def doctor(
     home: Home = DEFAULT_HOME,
+    database_url: DatabaseUrl = None,
     storage: Annotated[
         str | None, typer.Option(help="As the service was given it: s3://bucket/folder. [default: below --home]")
     ] = None,
@@ -38,7 +40,11 @@ def doctor(
     from airflow_batch_llm.store.database import StoreTroubleError
 
     settings = ServiceSettings(
-        home=real(home), data_roots=(), storage_url=storage, grace_seconds=round(grace_days * 86_400)
+        home=real(home),
+        data_roots=(),
+        database_url=database_url,
+        storage_url=storage,
+        grace_seconds=round(grace_days * 86_400),
     )
     with explained():
         try:

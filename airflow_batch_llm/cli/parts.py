@@ -8,14 +8,13 @@ import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlsplit
 
 import typer
 
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, err, explained, real, token_of
+from airflow_batch_llm.cli.database_url import DatabaseUrl
 from airflow_batch_llm.client.batch_client import DEFAULT_URL
 from airflow_batch_llm.settings import (
-    DATABASE_URL_VARIABLE,
     DEFAULT_PORT,
     WEBHOOK_SECRET_VARIABLE,
     WEBHOOK_URL_VARIABLE,
@@ -74,15 +73,7 @@ def serve(
     storage: Annotated[
         str | None, typer.Option(help="Where the service's own bytes go: s3://bucket/folder. [default: below --home]")
     ] = None,
-    database_url: Annotated[
-        str | None,
-        typer.Option(
-            envvar=DATABASE_URL_VARIABLE,
-            callback=without_password,
-            help="Where the store is: postgresql://user@host/database. A password goes into the variable, not here: "
-            "every user of a machine sees its commands. [default: SQLite below --home]",
-        ),
-    ] = None,
+    database_url: DatabaseUrl = None,
     reuse_days: Annotated[
         int, typer.Option(min=0, help="How long a table's answers may be used for equal rows of later tables.")
     ] = 30,
@@ -232,26 +223,6 @@ def _team_roots(given: list[str] | None) -> dict[str, tuple[str, ...]]:
         roots = _roots([root])
         found[team] = (*found.get(team, ()), *map(str, roots["data_roots"]), *roots["data_prefixes"])
     return found
-
-
-def without_password(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuses a password that stands in the command itself."""
-    given = context.get_parameter_source(parameter.name or "")
-    if value is not None and given is not None and given.name == "COMMANDLINE" and _has_password(value):
-        raise typer.BadParameter(
-            "It has a password in it, which every user of this machine could read in the list of its processes. "
-            f"Set {DATABASE_URL_VARIABLE} instead, or keep the password in PGPASSWORD or ~/.pgpass. "
-            "Change the password if others may have seen it."
-        )
-    return value
-
-
-def _has_password(url: str) -> bool:
-    try:
-        split = urlsplit(url)
-        return bool(split.password) or "password" in parse_qs(split.query)
-    except ValueError:
-        return True
 
 
 def _webhooks(url: str | None) -> tuple[WebhookSettings, ...]:

@@ -14,21 +14,15 @@ from rich.text import Text
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, app, err, explained, out, real
+from airflow_batch_llm.cli.database_url import DatabaseUrl
 from airflow_batch_llm.models import DEFAULT_TEAM, Scope
 from airflow_batch_llm.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from airflow_batch_llm.store.tokens import TokenRecord, Tokens
 
-DATABASE_URL_VARIABLE: Final = "BATCH_LLM_DATABASE_URL"
-
 tokens: Final = typer.Typer(no_args_is_help=True, help="Make, show and revoke tokens, in the service's store.")
 app.add_typer(tokens, name="token")
-
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(envvar=DATABASE_URL_VARIABLE, help="Where the store is, as for `serve`. [default: below --home]"),
-]
 
 
 @tokens.command()

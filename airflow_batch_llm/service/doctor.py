@@ -76,7 +76,7 @@ class Doctor:
         if settings.database_url is None and not (settings.home / "store.sqlite").is_file():
             raise InvalidRequestError(
                 f"There is no store at {settings.home / 'store.sqlite'}, so nothing was looked at. "
-                "Name the folder that `batch-llm serve` was given as --home."
+                "Name the folder that `batch-llm serve` was given as --home, or its --database-url."
             )
         database = database or Database(settings.store_url)
         return cls(settings, open_storage(settings), database, Health(database))

@@ -24,7 +24,7 @@ class Duty:
     kind: DutyKind
     attempt: int
     losses: int = 0
-    """How many attempts before this one ended without a word, as a process does that runs out of memory."""
+    """How many processes ended while they were at it, for want of memory say."""
 
 
 def add_duty(connection: Connection, batch_id: str, kind: DutyKind) -> None:
@@ -70,7 +70,7 @@ class Duties:
     def claim(self, kind: DutyKind, *, holder: str, lease_seconds: float) -> Duty | None:
         """The next duty that is due and that nobody holds: highest priority first, oldest first.
 
-        But one that lost more than one holder comes after all those that did not.
+        But one at which more than one process ended comes after all the others.
         """
         free = self._free(kind).with_for_update(skip_locked=True, of=duties)
         with self._database.writing() as connection:
@@ -85,7 +85,6 @@ class Duties:
                     attempt=duty.attempt,
                     holder=holder,
                     lease_until=self._database.now() + lease_seconds,
-                    losses=duty.losses,
                 )
             )
         return duty
@@ -106,7 +105,7 @@ class Duties:
     def put_off(self, duty: Duty, *, trouble: str | None = None, seconds: float, lost: bool = False) -> None:
         """Gives a duty back to be tried again after a while, and perhaps says on its batch why.
 
-        :param lost: whether the attempt counts as one that ended its process, as it had nearly done.
+        :param lost: whether this counts as the end of a process, which it nearly was.
         """
         with self._database.writing() as connection:
             if trouble is not None:
@@ -117,7 +116,7 @@ class Duties:
                 .values(
                     lease_until=None,
                     not_before=self._database.now() + seconds,
-                    holder=duties.c.holder if lost else None,
+                    losses=duties.c.losses + int(lost),
                 )
             )
             if put_off.rowcount and trouble is not None:
@@ -140,20 +139,18 @@ class Duties:
 
         :param lost: whether it ended by itself. What a process held that was told to end is not to blame for it.
         """
-        freed: dict[str, object] = {"lease_until": None} if lost else {"lease_until": None, "holder": None}
         with self._database.writing() as connection:
             connection.execute(
                 update(duties)
                 .where(duties.c.holder == holder, duties.c.done.is_(False), duties.c.lease_until.is_not(None))
-                .values(freed)
+                .values(lease_until=None, losses=duties.c.losses + int(lost))
             )
 
     def _free(self, kind: DutyKind) -> Select[tuple[str, int, int]]:
         now = self._database.now()
-        # Who gives a duty back takes its name off it: a name on a free one is that of a holder that was lost.
-        losses = duties.c.losses + case((duties.c.holder.is_not(None), 1), else_=0)
+        deadly = case((duties.c.losses > 1, duties.c.losses), else_=0)
         return (
-            select(duties.c.batch_id, duties.c.attempt, losses.label("losses"))
+            select(duties.c.batch_id, duties.c.attempt, duties.c.losses)
             .join(batches, batches.c.id == duties.c.batch_id)
             .where(
                 duties.c.kind == kind,
@@ -161,7 +158,7 @@ class Duties:
                 or_(duties.c.lease_until.is_(None), duties.c.lease_until < now),
                 or_(duties.c.not_before.is_(None), duties.c.not_before < now),
             )
-            .order_by(case((losses > 1, losses), else_=0), batches.c.priority.desc(), batches.c.created_at)
+            .order_by(deadly, batches.c.priority.desc(), batches.c.created_at)
             .limit(1)
         )
 

@@ -27,6 +27,7 @@ from airflow_batch_llm.store import expected, health
 from airflow_batch_llm.store.expected import Expected
 from airflow_batch_llm.store.tables import batches, chunks, parts
 from tests.conftest import RunningService
+from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker
 from tests.service.keeping import DAY, House, answered, cancelled_after, submit
 from tests.service.requests import create, file_of, finish, line, openai_client
@@ -297,10 +298,13 @@ def test_streams_out_of_order_are_an_error_and_no_finding() -> None:
         list(side_by_side(iter([Expected("b"), Expected("a")]), iter([])))
 
 
+@BOTH_STORES
 def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_whether_all_is_well(
     service: RunningService,
 ) -> None:
     home = ["doctor", "--home", str(service.settings.home)]
+    if service.settings.database_url is not None:
+        home += ["--database-url", service.settings.database_url]
     House(service).later(0)
     found = CliRunner().invoke(app, [*home, "--json"])
     assert (found.exit_code, json.loads(found.stdout)["ok"]) == (0, True), found.output

@@ -75,6 +75,16 @@ def test_a_service_that_is_stopped_while_it_plans_is_not_its_batch_to_blame(serv
     assert [lose(service, DutyKind.PLAN, lost=False).losses for _ in range(9)] == [0] * 9
 
 
+def test_a_lease_that_runs_out_tells_nothing_of_its_batch(service: RunningService) -> None:
+    """The store was away, the machine too busy, the process frozen: this may happen to any batch, and often."""
+    submit(service, "s.parquet")
+    duty = None
+    for _ in range(duties.MOST_LOSSES + 1):
+        duty = eventually(lambda: service.state.duties.claim(DutyKind.PLAN, holder="somebody/1", lease_seconds=0.0))
+    assert duty is not None
+    assert duty.losses == 0
+
+
 def test_a_batch_that_ends_assemblers_is_never_given_up_and_says_what_it_waits_for(service: RunningService) -> None:
     """Its answers are there: they are paid for."""
     batch = submit(service, "s.parquet")
