@@ -183,6 +183,22 @@ def pack(lines: Iterable[RowLine | ResultLine]) -> bytes:
     return compress(b"".join(encoder.encode(line) + b"\n" for line in lines))
 
 
+def packed(lines: Iterable[ResultLine], most: int) -> Iterator[tuple[list[ResultLine], bytes]]:
+    """Lines as parts of at most ``most`` bytes before they are compressed, or of one line."""
+    encoder = msgspec.json.Encoder()
+    waiting: list[ResultLine] = []
+    content = bytearray()
+    for line in lines:
+        encoded = encoder.encode(line) + b"\n"
+        if waiting and len(content) + len(encoded) > most:
+            yield waiting, compress(bytes(content))
+            waiting, content = [], bytearray()
+        waiting.append(line)
+        content += encoded
+    if waiting:
+        yield waiting, compress(bytes(content))
+
+
 def compress(lines: bytes) -> bytes:
     """Lines that were written already, as the bytes of a chunk or a part."""
     return zstandard.compress(lines, level=3)

@@ -8,10 +8,14 @@ import io
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from airflow_batch_llm.worker.answer_check import AnswerCheck
 from airflow_batch_llm.worker.judgement import engine_error
-from airflow_batch_llm.worker_wire import Claim, PartRecord, ResultLine, RowLine, pack, unpack
+from airflow_batch_llm.worker_wire import Claim, PartRecord, ResultLine, RowLine, packed, unpack
+
+PART_BYTES: Final = 64 << 20
+"""The most of a part before it is compressed, or one result: the service reads a part as a whole."""
 
 
 @dataclass
@@ -106,12 +110,15 @@ class ChunkWork:
         self.changed.set()
 
     def make_part(self) -> None:
-        """Packs what finished since the last part."""
-        if not self.finished:
-            return
-        lines, self.finished = self.finished, []
-        content = pack(lines)
-        record = PartRecord(
+        """Packs what finished since the last part: one part, or several where the results are long."""
+        finished, self.finished = self.finished, []
+        for lines, content in packed(finished, PART_BYTES):
+            self.unsent_parts.append(Part(self._record(lines, content), content))
+            self.gpu_seconds = 0.0
+            self.parts_made += 1
+
+    def _record(self, lines: list[ResultLine], content: bytes) -> PartRecord:
+        return PartRecord(
             number=self.parts_made,
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -123,9 +130,6 @@ class ChunkWork:
             reasoning_tokens=sum(line.reasoning_tokens or 0 for line in lines),
             gpu_seconds=self.gpu_seconds,
         )
-        self.gpu_seconds = 0.0
-        self.parts_made += 1
-        self.unsent_parts.append(Part(record, content))
 
     def _lose(self) -> None:
         self.lost = True

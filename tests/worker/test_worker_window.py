@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.worker import work
 from tests.worker.conftest import CHUNK_ROWS, Bench, soon
 from tests.worker.fake_engine import FakeEngine
 
@@ -170,3 +171,20 @@ async def test_gpu_seconds_are_no_more_than_the_time_that_passed_with_rows_at_th
     spent = [sum(part["gpu_seconds"] for part in bench.parts(batch_id)) for batch_id in batches]
     assert all(seconds > 0 for seconds in spent)
     assert 0.2 <= sum(spent) < 5.0
+
+
+async def test_long_results_go_into_several_parts_and_each_row_into_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "PART_BYTES", 600)
+    bench.engine.held = {0}  # so that the others are flushed together with it
+    batch_id = bench.submit(CHUNK_ROWS)
+    async with bench.worker(max_num_seqs=CHUNK_ROWS, flush_seconds=3_600.0):
+        await soon(lambda: bench.engine.answered == CHUNK_ROWS - 1)
+        bench.engine.let_go()
+        rows = await bench.completed(batch_id)
+    assert [row["llm_status"] for row in rows] == ["success"] * CHUNK_ROWS
+    parts = bench.parts(batch_id)
+    assert len(parts) > 2
+    assert sum(part["rows"] for part in parts) == CHUNK_ROWS
+    assert sum(part["gpu_seconds"] > 0 for part in parts) == 1
