@@ -67,7 +67,6 @@ class AskedRows:
     """
 
     def __init__(self, folder: Path, shape: str, keys: RowKeys | None) -> None:
-        self._folder = folder
         self._keys = keys
         self._database = open_database(folder)
         self._spool = Spool(folder / "long_bodies")
