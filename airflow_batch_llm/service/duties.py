@@ -16,7 +16,7 @@ from airflow_batch_llm.models import BatchStatus, DutyKind
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.service.file_duties import assemble_files, plan_file
 from airflow_batch_llm.service.request_file import RequestFileInvalidError
-from airflow_batch_llm.service.table_duties import assemble_table, may_stand, plan_table
+from airflow_batch_llm.service.table_duties import ENDING_SECONDS, assemble_table, may_stand, plan_table
 from airflow_batch_llm.service.targets import TargetTakenError
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duty, DutyLostError
@@ -29,8 +29,6 @@ CANCELLED_TRIES: Final = 3
 """How often the target of a cancelled batch is tried: what a storage that was away for a moment costs is no target."""
 MOST_LOSSES: Final = 5
 """How many processes may end while they plan a batch: more, and it is the batch that ends."""
-ENDING_SECONDS: Final = 0.5
-"""How often a planner looks whether the generation before has ended."""
 
 
 @dataclass

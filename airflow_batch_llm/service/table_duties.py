@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,12 +30,15 @@ from airflow_batch_llm.service.spec import (
 )
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.service.table_planner import Planner
-from airflow_batch_llm.service.targets import Owner, Target, target_of
+from airflow_batch_llm.service.targets import Owner, Target, read_manifest, sha256_at, target_of
 from airflow_batch_llm.store.duties import Duty
 from airflow_batch_llm.store.life import Plan
 from airflow_batch_llm.wire import DatasetSpec, Manifest, TargetFile
 
 log = logging.getLogger(__name__)
+
+ENDING_SECONDS: Final = 0.5
+"""How often a duty looks whether the batch that it waits for has ended."""
 
 
 def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> Plan:
@@ -65,7 +68,11 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
 
 def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -> None:
     """Writes the target and its manifest, and ends the batch with them."""
-    if batch["status"] == BatchStatus.CANCELLING and batch["superseded"]:
+    if (other := context.life.still_publishing(batch)) is not None:
+        trouble = f"It waits until {other} has ended, whose target it takes over."
+        context.duties.put_off(duty, trouble=trouble, seconds=ENDING_SECONDS)
+        return
+    if batch["status"] == BatchStatus.CANCELLING and batch["superseded"] and not _has_published(context, batch):
         context.life.finish(duty, BatchStatus.CANCELLED)
         log.info("cancelled %s without a target: a newer batch has taken it over", duty.batch_id)
         return
@@ -109,6 +116,18 @@ def may_stand(context: DutyContext, batch: Mapping[str, Any]) -> bool:
         return False
     except OSError:
         return True
+
+
+def _has_published(context: DutyContext, batch: Mapping[str, Any]) -> bool:
+    """Whether the file or the manifest that stands is this batch's: then it is to have both."""
+    places = context.places.of(batch["team"])
+    target = target_of(DatasetSpec.model_validate(batch["dataset"]), places)
+    tree = places.tree(target.uri)
+    manifest = read_manifest(tree, target.manifest_uri)
+    if manifest is not None and manifest.batch_id == batch["id"]:
+        return True
+    standing = None if target.folder or not batch["target_hashes"] else tree.stat(target.uri)
+    return standing is not None and sha256_at(tree, standing) in batch["target_hashes"]
 
 
 def _finish_dry_run(context: DutyContext, duty: Duty, batch: Mapping[str, Any], spec: DatasetSpec) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, or_, select, true, tuple_, update
 
 from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
 from airflow_batch_llm.store.database import Database, tried_again
@@ -95,17 +95,38 @@ class BatchLife:
             batches.c.generation < batch["generation"],
         )
 
+    def still_publishing(self, batch: Mapping[str, Any]) -> str | None:
+        """A batch that this one has taken the target over from, and that may have published half of it, if there is
+        one: its end comes first. Of those that a third has taken over, the older one's end comes first."""
+        older: ColumnElement[bool] = true()
+        if batch["superseded"]:  # none of two must wait for the other
+            older = tuple_(batches.c.created_at, batches.c.id) < tuple_(batch["created_at"], batch["id"])
+        query = select(batches.c.id).where(
+            batches.c.team == batch["team"],
+            batches.c.series == batch["series"],
+            batches.c.id != batch["id"],
+            batches.c.superseded,
+            older,
+            batches.c.target_hashes.is_not(None),
+            batches.c.status.in_((BatchStatus.CANCELLING, BatchStatus.FINALIZING)),
+        )
+        with self._database.reading() as connection:
+            found: str | None = connection.scalar(query.limit(1))
+        return found
+
     def check_target(self, duty: Duty, batch: Mapping[str, Any]) -> None:
         """Looks whether a batch may still write its target, right before it does.
 
         Raises :class:`DutyLostError` for an attempt that was overtaken, and for a batch that is ending in another way
-        by now, or whose target a newer one has taken over: what that one wrote is not replaced by what is older.
+        by now, or whose target a newer one has taken over since the attempt began: what that one wrote is not replaced
+        by what is older.
         """
         query = select(batches.c.status, batches.c.superseded).where(batches.c.id == duty.batch_id)
         with self._database.reading() as connection:
             check_held(connection, duty)
             now = connection.execute(query).one()
-        if now.status != batch["status"] or (now.status == BatchStatus.CANCELLING and now.superseded):
+        taken_over = now.status == BatchStatus.CANCELLING and now.superseded and not batch["superseded"]
+        if now.status != batch["status"] or taken_over:
             raise DutyLostError(f"Batch {duty.batch_id} is {now.status} by now, or another has taken over its target.")
 
     @tried_again

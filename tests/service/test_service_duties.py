@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from airflow_batch_llm.service.publishing import Publisher
 from airflow_batch_llm.service.table_assembler import Assembler
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.wire import Batch, Manifest
 from tests.conftest import RunningService, eventually
 from tests.postgres import BOTH_STORES
 from tests.service.answering import AnsweringWorker, answer_all
@@ -418,14 +419,16 @@ def test_a_cancelled_batch_whose_assembler_died_over_its_target_is_not_in_the_wa
     assert [row["llm_status"] for row in service.client.results(second.id)] == ["success"] * 10
 
 
-def _dies_over_its_target(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file of the target stands, and its manifest does not."""
+def _dies_over_its_target(service: RunningService, monkeypatch: pytest.MonkeyPatch, effects: int = 1) -> None:
+    """The first file of the target stands, and its manifest does not; or does, with a second of the effects."""
     with monkeypatch.context() as patch:
-        publish = LocalTree.publish
+        publish, published = LocalTree.publish, []
 
         def dies(*arguments: Any, **named: Any) -> None:
             publish(*arguments, **named)
-            raise Killed
+            published.append(arguments)
+            if len(published) == effects:
+                raise Killed
 
         patch.setattr(LocalTree, "publish", dies)
         with pytest.raises(Killed):
@@ -448,6 +451,40 @@ def test_a_file_that_was_published_for_a_batch_is_its_own_though_what_it_is_to_b
     assert (ended.status, ended.progress.waiting_for) == ("cancelled", None)
     assert ended.manifest is not None
     assert pq.read_table(service.data_root / "target.parquet")["llm_status"].to_pylist() == ["cancelled"] * 10
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("dead", ["between file and manifest", "behind the manifest"])
+def test_a_batch_that_is_superseded_over_its_target_leaves_it_whole_before_the_next_one_writes(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, dead: str
+) -> None:
+    """Else the file of one batch stood beside the manifest of another, for as long as the next one takes."""
+    monkeypatch.setattr(table_duties, "ENDING_SECONDS", 0.0)
+    answer_all(service, submit(service, "s.parquet", key="k0", series="s"))
+    half = submit(service, "s.parquet", key="k1", series="s", passthrough=[])
+    assert service.plan()
+    AnsweringWorker(service).work()
+    _dies_over_its_target(service, monkeypatch, effects=1 if "between" in dead else 2)
+    newest = submit(service, "s.parquet", key="k2", series="s")
+    assert service.client.get(half.id).status == "cancelling"
+    assert service.plan()
+    AnsweringWorker(service).work()
+    held = service.state.duties.claim(DutyKind.ASSEMBLE, holder="somebody/1", lease_seconds=60.0)
+    assert held is not None
+    assert held.batch_id == half.id
+    assert service.assemble()
+    assert f"It waits until {half.id} has ended" in waits_for(service, newest)
+    service.state.duties.free_those_of("somebody/1", lost=False)
+    assert service.assemble()
+    manifest = service.client.get(half.id).manifest
+    assert manifest is not None
+    assert Manifest.model_validate_json((service.data_root / "target.parquet.manifest.json").read_bytes()) == manifest
+    content = (service.data_root / "target.parquet").read_bytes()
+    assert manifest.files[0].sha256 == hashlib.sha256(content).hexdigest()
+    eventually(service.assemble)
+    ended = service.client.get(newest.id)
+    assert (ended.status, ended.progress.waiting_for) == ("completed", None)
+    assert pq.read_schema(service.data_root / "target.parquet").names[0] == "a"
 
 
 @pytest.mark.usefixtures("table")
