@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from airflow_batch_llm.service.targets import (
     Owner,
     Target,
     TargetTakenError,
+    batch_of,
     check_free,
     read_manifest,
     sha256_at,
@@ -35,8 +36,11 @@ class Publisher:
     check: Callable[[], None]
     """Raises where this batch, or this attempt at it, may not write any more; asked right before each effect."""
     note: Callable[[str], None]
-    """Keeps the SHA-256 of a single file that is published next: it is this batch's, even before its manifest."""
+    """Keeps the SHA-256 of the first file, before it is published: it is this batch's, even without its manifest."""
+    replaced: Callable[[Collection[str]], Collection[str]]
+    """Those of the batches with files in the folder whose files go once this one's manifest stands there."""
     _before: Manifest | None = field(init=False)
+    _noted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._before = read_manifest(self.tree, self.target.manifest_uri)
@@ -51,6 +55,9 @@ class Publisher:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
         file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
         if self.target.folder:
+            if not self._noted:
+                self.note(file.sha256)
+                self._noted = True
             self.check()
             self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
             return file
@@ -71,17 +78,24 @@ class Publisher:
         return file
 
     def publish_manifest(self, manifest: Manifest) -> None:
-        """Says which files are the target; those of the target before it, which are no longer, go after that."""
+        """Says which files are the target. Those of the targets before it go after that."""
         uri = self.target.manifest_uri
         with self.tree.scratch(uri, owner=self.batch_id) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
             self.check()
             self.tree.publish(path, uri, replace=True)
-        if self.target.folder and self._before is not None:
-            now = {file.uri for file in manifest.files}
-            for file in self._before.files:
-                if file.uri not in now and file.uri.startswith(f"{self.target.uri}/"):
-                    self.tree.delete(file.uri)
+        if self.target.folder:
+            for old in sorted(self._old() - {file.uri for file in manifest.files}):
+                self.tree.delete(old)
+
+    def _old(self) -> set[str]:
+        """The files of the manifest before, and those of batches that did not get to theirs, or not to removing."""
+        of_batch = {entry.uri: batch_of(entry.uri) for entry in self.tree.list(self.target.uri)}
+        replaced = self.replaced({batch_id for batch_id in of_batch.values() if batch_id is not None})
+        before = {file.uri for file in self._before.files} if self._before is not None else set()
+        return {uri for uri in before if uri.startswith(f"{self.target.uri}/")} | {
+            uri for uri, batch_id in of_batch.items() if batch_id in replaced
+        }
 
     def _is_own(self, manifest: Manifest | None) -> bool:
         return manifest is not None and manifest.batch_id == self.batch_id

@@ -46,6 +46,8 @@ class Supervisor:
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _children: dict[DutyKind, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a child is started, so that a stop ends every child."""
 
     def start(self) -> None:
         self._free_dead_holders()
@@ -56,7 +58,8 @@ class Supervisor:
         self._thread("clean", Cleaner.open(self.settings).run_until, self._over)
 
     def stop(self) -> None:
-        self._over.set()
+        with self._starting:
+            self._over.set()
         for child in self._children.values():
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
@@ -72,9 +75,12 @@ class Supervisor:
 
     def _keep(self, kind: DutyKind) -> None:
         """Stays in the thread that started the child: the kernel ends the child when that thread ends."""
-        while not self._over.is_set():
+        while True:
             try:
-                child = self._children[kind] = start_child(_command(kind), stdin=subprocess.PIPE)
+                with self._starting:
+                    if self._over.is_set():
+                        return
+                    child = self._children[kind] = start_child(_command(kind), stdin=subprocess.PIPE)
             except OSError:  # no memory for one, say
                 log.exception("the %s process could not be started; it is tried again", kind)
                 self._over.wait(RESTART_SECONDS)

@@ -174,15 +174,23 @@ def _written(
     """The target, its files published before its manifest."""
     places = context.places.of(batch["team"])
     target = target_of(spec, places)
+    owner = _owner(context, batch)
     publisher = Publisher(
         places.tree(target.uri),
         places,
         target,
         batch["id"],
         spec.overwrite,
-        _owner(context, batch),
+        owner,
         check=partial(context.life.check_target, duty, batch),
         note=partial(context.target_notes.note, duty),
+        replaced=partial(
+            context.target_notes.replaced,
+            batch["id"],
+            team=batch["team"],
+            names=owner.names,
+            overwrite=spec.overwrite,
+        ),
     )
     staged = assembler.files
     files: list[TargetFile] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.wire import DatasetSpec, Manifest
 
 FOLDER_MANIFEST: Final = "_manifest.json"
+_OF_BATCH: Final = re.compile(r"-(batch_[0-9a-f]{32})\Z")
 
 
 class TargetTakenError(Exception):
@@ -56,7 +58,7 @@ class Owner:
 
     names: frozenset[str]
     noted: Callable[[], Mapping[str, Collection[str]]]
-    """The batches under these names, and the SHA-256 of what each was about to publish as its single target."""
+    """The batches under these names, and the SHA-256 of what each was about to publish first."""
 
     @classmethod
     def of(cls, team: str, key: str | None, series: str | None, notes: TargetNotes) -> Self:
@@ -74,7 +76,7 @@ class Owner:
     def has_files(self, files: Iterable[Entry]) -> bool:
         """Whether all files of a folder are theirs: their names say whose they are."""
         ids = self.noted()
-        return all(any(_is_of(file, batch_id) for batch_id in ids) for file in files)
+        return all(batch_of(file.uri) in ids for file in files)
 
 
 def target_of(spec: DatasetSpec, places: Places) -> Target:
@@ -129,11 +131,13 @@ def check_free(places: Places, target: Target, *, overwrite: bool, owner: Owner)
     )
 
 
-def _is_of(entry: Entry, batch_id: str) -> bool:
-    """Whether a file of a folder has the name that :meth:`Target.file_uri` gives to that batch's."""
-    name = PurePosixPath(entry.uri).name
+def batch_of(uri: str) -> str | None:
+    """The batch whose a file of a folder is by the name that :meth:`Target.file_uri` gave it."""
+    name = PurePosixPath(uri).name
     form = FileFormat.of_name(name)
-    return form is not None and form.stem(name).endswith(f"-{batch_id}")
+    if form is None or not (found := _OF_BATCH.search(form.stem(name))):
+        return None
+    return found[1]
 
 
 def check_carries(target: Target, schema: pa.Schema, *, of_output: bool = False) -> None:

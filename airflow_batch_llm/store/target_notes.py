@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 
+from airflow_batch_llm.models import ENDED
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import Duty, DutyLostError, check_held
 from airflow_batch_llm.store.locks import lock_batch
@@ -13,7 +14,8 @@ from airflow_batch_llm.store.tables import batches
 
 
 class TargetNotes:
-    """The SHA-256 of each file that an attempt at a batch was about to publish as its single target."""
+    """The SHA-256 of each file that an attempt at a batch was about to publish as its single target, or as the first
+    file of its folder."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,6 +32,25 @@ class TargetNotes:
             if sha256 not in noted:
                 hashes = [*noted, sha256]
                 connection.execute(update(batches).where(batches.c.id == batch.id).values(target_hashes=hashes))
+
+    def replaced(
+        self, batch_id: str, among: Collection[str], *, team: str, names: Collection[str], overwrite: bool
+    ) -> set[str]:
+        """Those of some batches whose files in a folder go once a batch has its manifest there.
+
+        They are its team's under these keys and series, and with ``overwrite`` all that have ended. There are none
+        where a newer batch has taken the folder over: what lies there may be that one's.
+        """
+        theirs: ColumnElement[bool] = and_(
+            batches.c.team == team, or_(batches.c.key.in_(names), batches.c.series.in_(names))
+        )
+        if overwrite:
+            theirs = or_(theirs, batches.c.status.in_(ENDED))
+        query = select(batches.c.id).where(batches.c.id.in_(among), batches.c.id != batch_id, theirs)
+        with self._database.reading() as connection:
+            if connection.scalar(select(batches.c.superseded).where(batches.c.id == batch_id)) is not False:
+                return set()
+            return set(connection.scalars(query))
 
     def of(self, team: str, names: Collection[str]) -> dict[str, list[str]]:
         """What each of a team's batches under these keys and series has noted, by its id."""

@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import hashlib
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +328,26 @@ def test_a_duty_process_that_does_not_come_up_is_started_again(
         eventually(lambda: len(started) >= 4 and all(child.poll() is None for child in keeper._children.values()))
     finally:
         keeper.stop()
+    assert all(child.poll() is not None for child in keeper._children.values())
+
+
+def test_a_stop_ends_a_duty_process_that_is_being_started(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_child, begun = supervisor.start_child, threading.Event()
+
+    def slow(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        begun.set()
+        time.sleep(0.1)
+        return start_child(command, **options)
+
+    monkeypatch.setattr(supervisor, "start_child", slow)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
+    keeper.start()
+    assert begun.wait(10)
+    keeper.stop()
+    assert keeper._children
+    assert all(child.poll() is not None for child in keeper._children.values())
 
 
 def _overtaken(service: RunningService) -> None:
@@ -485,6 +507,57 @@ def test_a_batch_that_is_superseded_over_its_target_leaves_it_whole_before_the_n
     ended = service.client.get(newest.id)
     assert (ended.status, ended.progress.waiting_for) == ("completed", None)
     assert pq.read_schema(service.data_root / "target.parquet").names[0] == "a"
+
+
+@pytest.mark.usefixtures("table")
+def test_an_attempt_that_died_behind_the_manifest_of_a_folder_leaves_no_file_of_the_target_before(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who reads all files of the folder would find the rows of both."""
+    answer_all(service, submit(service, "s.parquet", "target/", key="k1", series="s"))
+    newest = submit(service, "s.parquet", "target/", key="k2", series="s", passthrough=[])
+    assert service.plan()
+    AnsweringWorker(service).work()
+    _dies_over_its_target(service, monkeypatch, effects=2)
+    assert len(list((service.data_root / "target").glob("*.parquet"))) == 2
+    assert service.assemble()
+    assert service.client.get(newest.id).status == "completed"
+    assert [newest.id in file.name for file in (service.data_root / "target").glob("*.parquet")] == [True]
+
+
+@pytest.mark.usefixtures("table")
+def test_a_folder_that_is_overwritten_keeps_no_file_of_another_batch_and_all_that_no_batch_wrote(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_all(service, submit(service, "s.parquet", "target/", key="k1"))
+    (service.data_root / "target" / "notes.jsonl").write_text("{}\n")
+    newest = submit(service, "s.parquet", "target/", key="another", overwrite=True)
+    assert service.plan()
+    AnsweringWorker(service).work()
+    _dies_over_its_target(service, monkeypatch, effects=2)
+    assert service.assemble()
+    assert service.client.get(newest.id).status == "completed"
+    left = sorted(file.name for file in (service.data_root / "target").iterdir())
+    assert [newest.id in name for name in left] == [False, False, True]
+    assert left[:2] == ["_manifest.json", "notes.jsonl"]
+
+
+@pytest.mark.usefixtures("table")
+def test_a_folder_that_was_half_published_is_empty_of_it_once_the_next_batch_has_written_there(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_duties, "ENDING_SECONDS", 0.0)
+    half = submit(service, "s.parquet", "target/", key="k1", series="s")
+    assert service.plan()
+    AnsweringWorker(service).work()
+    _dies_over_its_target(service, monkeypatch)
+    newest = submit(service, "s.parquet", "target/", key="k2", series="s")
+    assert service.plan()
+    AnsweringWorker(service).work()
+    while service.assemble():
+        pass
+    assert [service.client.get(batch.id).status for batch in (half, newest)] == ["cancelled", "completed"]
+    assert [newest.id in file.name for file in (service.data_root / "target").glob("*.parquet")] == [True]
 
 
 @pytest.mark.usefixtures("table")
