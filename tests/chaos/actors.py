@@ -114,6 +114,7 @@ class DutyProcess:
         self.close()
         self._start()
         if self.world.rng.random() < 0.5:
+            self.world.watch.process_lost(holder)
             self.world.state.duties.free_those_of(holder)
             return "dead; its duties are free"
         return "dead; its lease stays"

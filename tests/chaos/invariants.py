@@ -14,6 +14,7 @@ import orjson
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.service.duties import MOST_LOSSES
 from airflow_batch_llm.service.formats import FileFormat, decompressed
 from airflow_batch_llm.service.suspects import BARREN_CLAIMS
 from airflow_batch_llm.wire import Batch, Manifest
@@ -53,7 +54,10 @@ def _left_undone(world: World) -> Iterator[str]:
 def _of_batch(world: World, seen: SeenBatch, batch: Batch) -> Iterator[str]:
     if batch.status == "failed":
         assert batch.errors is not None
-        if any(error.code not in ("source_changed", "file_not_found") for error in batch.errors.data):
+        may = {"source_changed", "file_not_found"}
+        if world.watch.lost_planners[batch.id] >= MOST_LOSSES:
+            may.add("planner_lost")
+        if any(error.code not in may for error in batch.errors.data):
             yield f"failed for {batch.errors.data}"
         return
     yield from _tokens(seen, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -68,6 +68,8 @@ class Watch:
     """Batches whose deletion was asked for."""
     leases: dict[int, dict[int, Lease]] = field(default_factory=lambda: defaultdict(dict))
     """By chunk and attempt, as far as they are not known to have ended."""
+    lost_planners: Counter[str] = field(default_factory=Counter)
+    """How often a process that the service knew to be dead had held the plan duty of a batch."""
     _over: set[tuple[int, int]] = field(default_factory=set)
     _parts: int = 0
     _known_parts: set[tuple[int, int, int]] = field(default_factory=set)
@@ -101,6 +103,11 @@ class Watch:
         if count != self._parts:
             self._parts = count
             self._look_at_parts()
+
+    def process_lost(self, holder: str) -> None:
+        """A duty process has died, and its service is going to say so."""
+        query = f"SELECT batch_id FROM duties WHERE kind = 'plan' AND NOT done AND holder = '{holder}'"  # noqa: S608
+        self.lost_planners.update(row.batch_id for row in self.rows(f"{query} AND lease_until IS NOT NULL"))
 
     def granted(self, claim: Claim, worker: str, at: float) -> None:
         """A call that was made ``at`` gave a chunk: no lease of an earlier attempt may hold any more."""
