@@ -275,15 +275,23 @@ def typed_lines(staged: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _object(number: int, line: bytes) -> dict[str, Any] | Fault:
     try:
         row = msgspec.json.decode(line)
-    except UnicodeDecodeError:
-        return Fault("invalid_utf8", f"Line {number} is not UTF-8.")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not _decodes(line):  # which of the two errors says so depends on msgspec's version
+            return Fault("invalid_utf8", f"Line {number} is not UTF-8.")
         return Fault("invalid_json_line", f"Line {number} is not valid JSON: {error}.")
     except RecursionError:
         return Fault("invalid_json_line", f"Line {number} is nested too deeply.")
     if not isinstance(row, dict):
         return Fault("invalid_json_line", f"Line {number} holds {type(row).__name__}, not a JSON object.")
     return row
+
+
+def _decodes(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _clash(number: int, row: dict[str, Any], reserved: Sequence[str]) -> Fault | None:
