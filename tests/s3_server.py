@@ -111,8 +111,28 @@ class S3Server:
             answered[:] = [status, headers]
 
         with self._writing if writes else contextlib.nullcontext():
+            if (refused := _refused_parts(environ)) is not None:
+                return refused
             body = b"".join(self._app(environ, start))
         return answered[0], answered[1], body
+
+
+def _refused_parts(environ: dict[str, Any]) -> tuple[str, Any, bytes] | None:
+    """What S3 answers to parts whose If-Match does not hold when they are put together; moto does not look at it there.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+    """
+    etag = environ.get("HTTP_IF_MATCH")
+    if etag is None or environ["REQUEST_METHOD"] != "POST" or "uploadId" not in environ["QUERY_STRING"]:
+        return None
+    bucket, _, name = unquote(environ["PATH_INFO"]).lstrip("/").partition("/")
+    found = s3_backends[ACCOUNT]["aws"].get_object(bucket, name)
+    if found is not None and found.etag.strip('"') == etag.strip('"'):
+        return None
+    status, code = (
+        ("404 Not Found", "NoSuchKey") if found is None else ("412 Precondition Failed", "PreconditionFailed")
+    )
+    return status, [("Content-Type", "application/xml")], f"<Error><Code>{code}</Code></Error>".encode()
 
 
 @dataclass(frozen=True)

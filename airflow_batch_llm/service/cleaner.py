@@ -35,7 +35,7 @@ from airflow_batch_llm.storage import open_storage
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.byte_records import ByteRecords
 from airflow_batch_llm.store.cleaning import CleaningLostError, Cleanings, Turn
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.retention import EndedBatch, Retention
 
@@ -122,7 +122,7 @@ class Cleaner:
             try:
                 self.cleanings.extend(turn, lease_seconds=LEASE_SECONDS)
                 more |= step(turn)
-            except OSError:
+            except (OSError, StoreTroubleError):
                 log.exception("%s met trouble; it is tried again in %.0f s", step.__name__.strip("_"), IDLE_SECONDS)
         return more
 

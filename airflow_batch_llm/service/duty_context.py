@@ -73,12 +73,10 @@ class DutyContext:
         """Finds the files of a team's source. Uploaded ones count even once deleted: the batch was accepted."""
         return SourceFinder(self.places.of(team), self.storage, self.files.stored)
 
-    def parts(self, batch: Mapping[str, Any]) -> list[PartFile]:
+    def parts(self, batch: Mapping[str, Any]) -> Iterator[PartFile]:
         """All that was committed of a batch."""
-        return [
-            PartFile(part["storage_key"], part["sha256"], part["rows"])
-            for part in self.chunks.parts_of_batch(batch["id"])
-        ]
+        for part in self.chunks.parts_of_batch(batch["id"]):
+            yield PartFile(part.storage_key, part.sha256, part.rows)
 
     def done_before(self, batch: Mapping[str, Any]) -> Iterator[ResultLine]:
         """The results of the generation that this batch goes on from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from airflow_batch_llm.service.plan_stage import RESULTS_FOLDER
@@ -24,7 +24,7 @@ class PartFile:
     rows: int
 
 
-def stored_contents(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[bytes]:
+def stored_contents(storage: Storage, prefix: str, parts: Iterable[PartFile]) -> Iterator[bytes]:
     """The lines of all results of a batch, a part's worth at a time: those its plan knew, and those committed.
 
     Raises :class:`CountsError` for a part that is not what was committed.
@@ -36,7 +36,7 @@ def stored_contents(storage: Storage, prefix: str, parts: Sequence[PartFile]) ->
         yield _committed(storage, part)
 
 
-def stored_results(storage: Storage, prefix: str, parts: Sequence[PartFile]) -> Iterator[list[ResultLine]]:
+def stored_results(storage: Storage, prefix: str, parts: Iterable[PartFile]) -> Iterator[list[ResultLine]]:
     """The same, as results."""
     for content in stored_contents(storage, prefix, parts):
         yield list(read_lines(content, ResultLine))

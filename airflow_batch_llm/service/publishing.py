@@ -19,6 +19,7 @@ from airflow_batch_llm.service.targets import (
     sha256_at,
     sha256_of,
 )
+from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.wire import Manifest, TargetFile
 
@@ -31,6 +32,8 @@ class Publisher:
     places: Places
     target: Target
     batch_id: str
+    attempt: int
+    """That of the duty."""
     overwrite: bool
     owner: Owner
     check: Callable[[], None]
@@ -40,52 +43,57 @@ class Publisher:
     replaced: Callable[[Collection[str]], Collection[str]]
     """Those of the batches with files in the folder whose files go once this one's manifest stands there."""
     _before: Manifest | None = field(init=False)
+    _before_entry: Entry | None = field(init=False)
+    """The manifest before as a file; looked at first, so that one that comes after it is never replaced."""
     _noted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        self._before_entry = self.tree.stat(self.target.manifest_uri)
         self._before = read_manifest(self.tree, self.target.manifest_uri)
         if self.target.folder and not self._is_own(self._before):
             self._check_free()
 
     def file(self, uri: str) -> AbstractContextManager[Path]:
         """A local path to write a file of the target to; it goes when the block ends."""
-        return self.tree.scratch(uri, owner=self.batch_id)
+        return self.tree.scratch(uri, owner=self.batch_id, attempt=self.attempt)
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
         file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
+        standing = self.tree.stat(uri)
         if self.target.folder:
             if not self._noted:
                 self.note(file.sha256)
                 self._noted = True
-            self.check()
-            self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
+            self._appear(path, uri, standing)  # the name holds the batch's id: what stands there can only be its own
             return file
-        standing = self.tree.stat(uri)
         if standing is not None and _is(self.tree, standing, file):
             return file  # an attempt that died right after publishing has done it
         if standing is not None:
             self._check_free()
         self.note(file.sha256)
+        self._appear(path, uri, standing)
+        return file
+
+    def _appear(self, path: Path, uri: str, standing: Entry | None) -> None:
         self.check()
         try:
-            self.tree.publish(path, uri, replace=standing is not None)
-        except FileExistsError as error:
+            self.tree.publish(path, uri, over=standing)
+        except (FileExistsError, ChangedError) as error:
             raise TargetTakenError(
-                f"Target {uri} was created by somebody else while the batch ran. It was not touched; "
+                f"Target {uri} was written by somebody else while the batch ran. It was not touched; "
                 "move it away and the batch will end."
             ) from error
-        return file
 
     def publish_manifest(self, manifest: Manifest) -> None:
         """Says which files are the target. Those of the targets before it go after that."""
         uri = self.target.manifest_uri
-        with self.tree.scratch(uri, owner=self.batch_id) as path:
+        with self.file(uri) as path:
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
-            self.check()
-            self.tree.publish(path, uri, replace=True)
+            self._appear(path, uri, self._before_entry)
         if self.target.folder:
             for old in sorted(self._old() - {file.uri for file in manifest.files}):
+                self.check()
                 self.tree.delete(old)
 
     def _old(self) -> set[str]:

@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -92,7 +92,7 @@ class ResultFiles:
     batch_id: str
     plan_prefix: str
     prefix: str
-    parts: Sequence[PartFile]
+    parts: Iterable[PartFile]
     rows: int
     undone: RowStatus | None
     """What a row without a result is called; None where every row must have one."""

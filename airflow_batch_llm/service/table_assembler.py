@@ -6,7 +6,7 @@ Holds a block of rows in memory, and one of results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Assembler:
 
     storage: Storage
     prefix: str
-    parts: Sequence[PartFile]
+    parts: Iterable[PartFile]
     rows: int
     undone: RowStatus | None
     """What a row without a result is called; None where every row must have one."""

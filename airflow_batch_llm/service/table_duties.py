@@ -180,6 +180,7 @@ def _written(
         places,
         target,
         batch["id"],
+        duty.attempt,
         spec.overwrite,
         owner,
         check=partial(context.life.check_target, duty, batch),

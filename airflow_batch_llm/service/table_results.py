@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ class TableResults:
 
     storage: Storage
     prefix: str
-    parts: Sequence[PartFile]
+    parts: Iterable[PartFile]
     rows: int
     complete: bool
     """Whether every row must have one."""

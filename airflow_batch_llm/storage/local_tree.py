@@ -58,13 +58,15 @@ class LocalTree:
             if not stream.closed:
                 _check_unchanged(stream, entry)
 
-    def publish(self, path: Path, uri: str, *, replace: bool) -> None:
+    def publish(self, path: Path, uri: str, *, over: Entry | None) -> None:
         target = self._path(uri)
         _sync(path)
-        if replace:
+        if over is None:
+            os.link(path, target)
+        elif self.stat(uri) == over:  # looked at again behind the sync, which can take long
             path.replace(target)
         else:
-            os.link(path, target)
+            raise ChangedError(f"{uri} is not the file any more that was looked at. It was not touched.")
         _sync(target.parent)
 
     def delete(self, uri: str) -> None:
@@ -72,11 +74,14 @@ class LocalTree:
             self._path(uri).unlink(missing_ok=True)
 
     @contextmanager
-    def scratch(self, uri: str, *, owner: str | None = None) -> Iterator[Path]:
+    def scratch(self, uri: str, *, owner: str | None = None, attempt: int = 1) -> Iterator[Path]:
         target = self._path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = target.with_name(f".{target.name}.{owner or uuid.uuid4().hex}")
-        path.unlink(missing_ok=True)  # whoever still writes there must not write into what is published from here
+        hidden = f".{target.name}.{owner or uuid.uuid4().hex}"
+        for earlier in range(1, attempt):  # one that only stood still has nothing to publish from then on
+            target.with_name(f"{hidden}.{earlier}").unlink(missing_ok=True)
+        path = target.with_name(f"{hidden}.{attempt}")
+        path.unlink(missing_ok=True)
         try:
             yield path
         finally:

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, Final, cast
 
 from botocore.exceptions import ClientError
 
+from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.s3_client import client, status_of, translated
 from airflow_batch_llm.storage.s3_keys import has_any, pages
 from airflow_batch_llm.storage.s3_stream import S3Stream
-from airflow_batch_llm.storage.s3_upload import upload, upload_new
+from airflow_batch_llm.storage.s3_upload import upload_over
 from airflow_batch_llm.storage.tree import Entry
 
 _SCHEME: Final = "s3://"
@@ -46,14 +47,14 @@ class S3Tree:
         with S3Stream(bucket, key, etag=entry.version, size=entry.size) as stream:
             yield cast("BinaryIO", stream)
 
-    def publish(self, path: Path, uri: str, *, replace: bool) -> None:
+    def publish(self, path: Path, uri: str, *, over: Entry | None) -> None:
         bucket, key = _parts(uri)
-        if replace:
-            upload(path, bucket, key)
-            return
-        if self.stat(uri) is not None:
+        standing = self.stat(uri)  # the condition is for what comes between; not every server knows it
+        if over is None and standing is not None:
             raise FileExistsError(f"There is an object {uri} already.")
-        upload_new(path, bucket, key)
+        if standing != over:
+            raise ChangedError(f"{uri} is not the object any more that was looked at. It was not touched.")
+        upload_over(path, bucket, key, etag=None if over is None else over.version)
 
     def delete(self, uri: str) -> None:
         bucket, key = _parts(uri)
@@ -61,7 +62,7 @@ class S3Tree:
             client().delete_object(Bucket=bucket, Key=key)
 
     @contextmanager
-    def scratch(self, uri: str, *, owner: str | None = None) -> Iterator[Path]:
+    def scratch(self, uri: str, *, owner: str | None = None, attempt: int = 1) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="batch-llm-") as folder:
             yield Path(folder) / f"new{PurePosixPath(uri).suffix}"
 

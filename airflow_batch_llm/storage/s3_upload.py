@@ -1,16 +1,17 @@
-"""Local files to S3: whole or not at all, and where it is asked for only if nothing is there yet."""
+"""Local files to S3: whole or not at all, and where it is asked for only over what the caller has looked at."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from airflow_batch_llm.storage.base import ChangedError
 from airflow_batch_llm.storage.s3_client import ATTEMPTS, client, code_of, status_of, translated
 
 PART: Final = 8 * 1024 * 1024
@@ -36,30 +37,38 @@ def upload(path: Path, bucket: str, key: str) -> None:
         _send(path, {"Bucket": bucket, "Key": key})
 
 
-def upload_new(path: Path, bucket: str, key: str) -> None:
-    """Stores the file's content under ``key``; raises :class:`FileExistsError` if an object is there.
+def upload_over(path: Path, bucket: str, key: str, *, etag: str | None) -> None:
+    """Stores the file's content in place of the object of that ETag, or with None only where there is no object.
 
-    S3 decides that when the object is about to appear, by ``If-None-Match``. More servers know that of a single request
-    than of parts, so a file goes up with one request if it can. A server that says it does not know that at all gets
-    the file without it, so the caller looks first. An answer that got lost makes boto3 ask twice, and then the
+    Raises :class:`FileExistsError` if there is one, and :class:`ChangedError` if it is another one by now, or gone. S3
+    decides that when the object is about to appear, by ``If-Match`` and ``If-None-Match``. More servers know these of a
+    single request than of parts, so a file goes up with one request if it can. A server that says it does not know them
+    at all gets the file without, so the caller looks first. An answer that got lost makes boto3 ask twice, and then the
     first try stands in the way of the second: the object's metadata tells that it is this upload's own.
     """
     mark = uuid.uuid4().hex
     target = {"Bucket": bucket, "Key": key}
+    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
     with translated(bucket, key, needs=_NEEDS):
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                _send(path, target, mark=mark, only_new=True)
+                _send(path, target, mark=mark, condition=condition)
             except ClientError as error:
                 if code_of(error) == "NotImplemented":
                     _send(path, target, mark=mark)
                 elif status_of(error) == 409 and attempt < ATTEMPTS:
                     continue
                 elif not _is_ours(target, mark):
-                    if status_of(error) == 412:
-                        raise FileExistsError(f"There is an object s3://{bucket}/{key} already.") from error
+                    _raise_for_condition(error, f"s3://{bucket}/{key}", etag)
                     raise
             return
+
+
+def _raise_for_condition(error: ClientError, uri: str, etag: str | None) -> None:
+    if etag is None and status_of(error) == 412:
+        raise FileExistsError(f"There is an object {uri} already.") from error
+    if etag is not None and (status_of(error) == 412 or code_of(error) == "NoSuchKey"):
+        raise ChangedError(f"{uri} is not the object any more that was looked at. It was not touched.") from error
 
 
 def drop_unfinished_uploads(bucket: str, prefix: str, *, before: float, ours: Callable[[str], bool]) -> int:
@@ -96,18 +105,18 @@ def _is_ours(target: dict[str, str], mark: str) -> bool:
         raise
 
 
-def _send(path: Path, target: dict[str, str], *, mark: str = "", only_new: bool = False) -> None:
-    condition = {"IfNoneMatch": "*"} if only_new else {}
+def _send(path: Path, target: dict[str, str], *, mark: str = "", condition: Mapping[str, str] | None = None) -> None:
+    condition = condition or {}
     marked: dict[str, Any] = {"Metadata": {_MARK: mark}} if mark else {}
     size = path.stat().st_size
-    if size > (LARGEST_PUT if only_new else PART):
+    if size > (LARGEST_PUT if condition else PART):
         _send_parts(path, size, target, condition, marked)
         return
     with path.open("rb") as stream:
         client().put_object(**target, **condition, **marked, Body=stream)
 
 
-def _send_parts(path: Path, size: int, target: dict[str, str], condition: dict[str, str], marked: Any) -> None:
+def _send_parts(path: Path, size: int, target: dict[str, str], condition: Mapping[str, str], marked: Any) -> None:
     begun = {**target, "UploadId": client().create_multipart_upload(**target, **marked)["UploadId"]}
     with _given_up_on_trouble(begun), ThreadPoolExecutor(THREADS) as threads:
         length = max(PART, -(-size // MOST_PARTS))

@@ -45,18 +45,21 @@ class Tree(Protocol):
         ends, if the file is another version by now, and :class:`FileNotFoundError` if it is gone.
         """
 
-    def publish(self, path: Path, uri: str, *, replace: bool) -> None:
+    def publish(self, path: Path, uri: str, *, over: Entry | None) -> None:
         """Has a finished local file, made in :meth:`scratch`, appear at ``uri``, whole and at once.
 
-        Without ``replace`` it raises :class:`FileExistsError` if something stands there, also if that came between.
+        ``over`` is that by the caller's look; None where nothing stood. Raises :class:`FileExistsError` if something
+        stands there all the same, and :class:`~airflow_batch_llm.storage.base.ChangedError` if it is another version by
+        now or gone, also where that came while the file was on its way.
         """
 
     def delete(self, uri: str) -> None:
         """Removes a file, if it is there."""
 
-    def scratch(self, uri: str, *, owner: str | None = None) -> AbstractContextManager[Path]:
+    def scratch(self, uri: str, *, owner: str | None = None, attempt: int = 1) -> AbstractContextManager[Path]:
         """A local place to write what :meth:`publish` will bring to ``uri``; whatever is there at the end is removed.
 
-        Locally it is a hidden file in the target's folder, so that publishing is a matter of names. One that a killed
-        process left there is used again by the next that gives the same ``owner``.
+        Locally it is a hidden file in the target's folder, so that publishing is a matter of names. What the
+        ``owner``'s earlier attempts left there goes, and one of them that only stood still finds nothing to publish any
+        more (:class:`FileNotFoundError`), never what a later one is just writing.
         """

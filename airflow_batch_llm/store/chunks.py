@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
@@ -17,6 +17,8 @@ from airflow_batch_llm.store.locks import lock_batch_of_chunk
 from airflow_batch_llm.store.splitting import Pieces, add_pieces
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
 from airflow_batch_llm.worker_wire import PartRecord
+
+PARTS_PAGE: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,17 @@ class Chunks:
         with self._database.reading() as connection:
             return list(connection.scalars(query))
 
-    def parts_of_batch(self, batch_id: str) -> list[Mapping[str, Any]]:
-        """All that was committed of a batch: storage key, size, hash and rows of each part."""
-        query = select(parts).where(parts.c.batch_id == batch_id)
-        query = query.order_by(parts.c.chunk_id, parts.c.attempt, parts.c.number)
-        with self._database.reading() as connection:
-            return [row._asdict() for row in connection.execute(query)]
+    def parts_of_batch(self, batch_id: str) -> Iterator[Row[Any]]:
+        """All that was committed of a batch, in that order: its columns of each part, some thousand held at a time."""
+        place = 0
+        while True:
+            query = select(parts).where(parts.c.batch_id == batch_id, parts.c.place > place)
+            with self._database.reading() as connection:
+                page = connection.execute(query.order_by(parts.c.place).limit(PARTS_PAGE)).all()
+            yield from page
+            if len(page) < PARTS_PAGE:
+                return
+            place = page[-1].place
 
     def part_keys(self, batch_id: str, *, offset: int, limit: int) -> list[str]:
         """Storage keys of some parts of a batch, in the order in which they were committed.

@@ -166,4 +166,4 @@ class Retention:
 def _lock_generations(connection: Connection, batch: Any) -> None:
     """Whoever opens a generation locks the last one: so it is either seen, or sees that the bytes are gone."""
     same_key = (batches.c.team == batch.team, batches.c.key == batch.key)
-    connection.execute(select(batches.c.id).where(*same_key).order_by(batches.c.generation).with_for_update()).all()
+    connection.execute(select(batches.c.id).where(*same_key).order_by(batches.c.id).with_for_update()).all()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, not_, or_, select, tuple_, update
 
 from airflow_batch_llm.models import ENDED
 from airflow_batch_llm.store.database import Database, tried_again
@@ -38,18 +39,19 @@ class TargetNotes:
     ) -> set[str]:
         """Those of some batches whose files in a folder go once a batch has its manifest there.
 
-        They are its team's under these keys and series, and with ``overwrite`` all that have ended. There are none
-        where a newer batch has taken the folder over: what lies there may be that one's.
+        They are the older ones of its team's under these keys and series, and with ``overwrite`` all older ones that
+        have ended. There are none where a newer batch has taken the folder over: what lies there may be that one's.
         """
         theirs: ColumnElement[bool] = and_(
             batches.c.team == team, or_(batches.c.key.in_(names), batches.c.series.in_(names))
         )
         if overwrite:
             theirs = or_(theirs, batches.c.status.in_(ENDED))
-        query = select(batches.c.id).where(batches.c.id.in_(among), batches.c.id != batch_id, theirs)
         with self._database.reading() as connection:
-            if connection.scalar(select(batches.c.superseded).where(batches.c.id == batch_id)) is not False:
+            batch = connection.execute(select(batches).where(batches.c.id == batch_id)).first()
+            if batch is None or batch.superseded:
                 return set()
+            query = select(batches.c.id).where(batches.c.id.in_(among), _older_than(batch), theirs)
             return set(connection.scalars(query))
 
     def of(self, team: str, names: Collection[str]) -> dict[str, list[str]]:
@@ -59,3 +61,12 @@ class TargetNotes:
         )
         with self._database.reading() as connection:
             return {batch_id: hashes or [] for batch_id, hashes in connection.execute(query).tuples()}
+
+
+def _older_than(batch: Any) -> ColumnElement[bool]:
+    """Generations under one key are counted; of others the store's clock says which came first."""
+    same_key = and_(batches.c.team == batch.team, batches.c.key == batch.key)
+    return or_(
+        and_(same_key, batches.c.generation < batch.generation),
+        and_(not_(same_key), tuple_(batches.c.created_at, batches.c.id) < tuple_(batch.created_at, batch.id)),
+    )

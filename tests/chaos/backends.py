@@ -112,18 +112,14 @@ class ChaosTree:
         with self._real.open(entry) as stream:
             yield stream
 
-    def publish(self, path: Path, uri: str, *, replace: bool) -> None:
-        """Nobody stands still right before: the look at the duty's lease and this are one moment but for a system call.
-
-        That moment is the one thing that no fence can close, for a file system knows no attempts.
-        """
-        self._seams.touch("tree", "before", f"publish {Path(uri).name}", may_pause=False)
-        self._real.publish(path, uri, replace=replace)
+    def publish(self, path: Path, uri: str, *, over: Entry | None) -> None:
+        self._seams.touch("tree", "before", f"publish {Path(uri).name}")
+        self._real.publish(path, uri, over=over)
         self._seams.touch("tree", "after", f"publish {Path(uri).name}")
 
     def delete(self, uri: str) -> None:
         with self._seams.around("tree", f"delete {Path(uri).name}"):
             self._real.delete(uri)
 
-    def scratch(self, uri: str, *, owner: str | None = None) -> Any:
-        return self._real.scratch(uri, owner=owner)
+    def scratch(self, uri: str, *, owner: str | None = None, attempt: int = 1) -> Any:
+        return self._real.scratch(uri, owner=owner, attempt=attempt)

@@ -84,14 +84,14 @@ class Seams:
         yield
         self.touch(where, "after", what)
 
-    def touch(self, where: Where, when: When, what: str, *, may_pause: bool = True) -> None:
+    def touch(self, where: Where, when: When, what: str) -> None:
         """A seam: raises what the seed says. The harness itself, which is no process, is left alone."""
         if not self._frames:
             return
         self._die_if_dead()
         if not self.armed:
             return
-        if may_pause and self.transactions == 0 and self._paused < DEEPEST and self._chance(self.temper.pause):
+        if self.transactions == 0 and self._paused < DEEPEST and self._chance(self.temper.pause):
             self._stand_still(f"{when} {what}")
         self._perhaps_trouble(where, when, what)
         if self._chance(self.temper.crash):

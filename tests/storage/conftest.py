@@ -39,7 +39,7 @@ class Place:
         uri = self.uri(name)
         with self.tree.scratch(uri) as path:
             path.write_bytes(content)
-            self.tree.publish(path, uri, replace=True)
+            self.tree.publish(path, uri, over=self.tree.stat(uri))
         return uri
 
     def read(self, uri: str) -> bytes:

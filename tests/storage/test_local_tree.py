@@ -40,7 +40,7 @@ def test_no_link_leads_out_of_the_roots(tables: Path, tmp_path: Path) -> None:
         lambda: list(tree.list(str(tables))),
         lambda: tree.open(entry).__enter__(),
         lambda: tree.scratch(str(secret)).__enter__(),
-        lambda: tree.publish(secret, f"{tables}/link", replace=True),
+        lambda: tree.publish(secret, f"{tables}/link", over=None),
         lambda: tree.delete(str(secret)),
     ):
         with pytest.raises(PermissionError, match="lies outside"):
@@ -101,13 +101,14 @@ def test_a_file_that_grows_while_it_is_read_does_not_count(tables: Path) -> None
             more.write(b"two")
 
 
-def test_the_leftover_of_a_killed_owner_is_used_again(tables: Path) -> None:
+@pytest.mark.parametrize("attempt", [1, 2, 7])
+def test_what_killed_attempts_of_an_owner_have_left_goes(tables: Path, attempt: int) -> None:
     tree = LocalTree()
     block = tree.scratch(f"{tables}/new/a.csv", owner="batch_1")
     left = block.__enter__()
     left.write_bytes(b"left by a process that was killed")
-    with tree.scratch(f"{tables}/new/a.csv", owner="batch_1") as path:
-        assert path == left
+    with tree.scratch(f"{tables}/new/a.csv", owner="batch_1", attempt=attempt) as path:
+        assert not left.exists()
         assert path.parent == tables / "new"
         assert path.name.startswith(".")
     assert list((tables / "new").iterdir()) == []
@@ -117,12 +118,25 @@ def test_an_owner_that_wakes_up_late_writes_into_nothing_that_was_published(tabl
     tree, uri = LocalTree(), f"{tables}/new/a.csv"
     with tree.scratch(uri, owner="batch_1") as first, first.open("wb") as late:
         late.write(b"the first half")
-        with tree.scratch(uri, owner="batch_1") as second:
+        with tree.scratch(uri, owner="batch_1", attempt=2) as second:
             second.write_bytes(b"whole")
-            tree.publish(second, uri, replace=True)
+            tree.publish(second, uri, over=None)
         late.write(b" and the second")
         late.flush()
     assert Path(uri).read_bytes() == b"whole"
+
+
+def test_an_owner_that_wakes_up_late_publishes_nothing_of_what_its_next_attempt_is_writing(tables: Path) -> None:
+    tree, uri = LocalTree(), f"{tables}/new/a.csv"
+    with tree.scratch(uri, owner="batch_1", attempt=1) as first:
+        first.write_bytes(b"whole")
+        with tree.scratch(uri, owner="batch_1", attempt=2) as second:
+            second.write_bytes(b"the first ha")
+            with pytest.raises(FileNotFoundError):
+                tree.publish(first, uri, over=None)
+            assert tree.stat(uri) is None
+            with tree.scratch(uri, owner="batch_1", attempt=1):
+                assert second.exists()
 
 
 def test_a_file_that_changed_before_it_was_opened_is_not_given_at_all(tables: Path) -> None:

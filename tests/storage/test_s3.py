@@ -40,9 +40,9 @@ def gets(s3: Bucket) -> list[Request]:
     return [request for request in s3.server.requests if request.method == "GET"]
 
 
-def publish(s3: Bucket, path: Path, content: bytes, *, replace: bool = False) -> Entry | None:
+def publish(s3: Bucket, path: Path, content: bytes, *, over: Entry | None = None) -> Entry | None:
     path.write_bytes(content)
-    S3Tree().publish(path, s3.uri("a"), replace=replace)
+    S3Tree().publish(path, s3.uri("a"), over=over)
     return S3Tree().stat(s3.uri("a"))
 
 
@@ -130,7 +130,7 @@ def test_of_a_parquet_file_only_what_is_needed_is_read(s3: Bucket) -> None:
     tree, uri = S3Tree(), s3.uri("t.parquet")
     with tree.scratch(uri) as path:
         pq.write_table(table, path, row_group_size=50_000, compression="none", use_dictionary=False)
-        tree.publish(path, uri, replace=False)
+        tree.publish(path, uri, over=None)
     entry = tree.stat(uri)
     assert entry is not None
     assert entry.size > 15_000_000
@@ -190,7 +190,8 @@ def test_a_large_file_goes_up_in_parts_and_what_goes_wrong_leaves_none(
 ) -> None:
     content = bytes(range(256)) * (17 * 4096)
     path = tmp_path / "file"
-    assert publish(s3, path, content, replace=True) is not None
+    path.write_bytes(content)
+    S3Storage(s3.name).put_file("a", path)
     with S3Storage(s3.name).open("a") as stream:
         assert stream.read() == content
     assert sum("partNumber" in request.query for request in s3.server.requests) == 3
@@ -200,23 +201,26 @@ def test_a_large_file_goes_up_in_parts_and_what_goes_wrong_leaves_none(
         ),
         pytest.raises(StorageTroubleError),
     ):
-        publish(s3, path, bytes(20 * MIB), replace=True)
+        path.write_bytes(bytes(20 * MIB))
+        S3Storage(s3.name).put_file("a", path)
     assert client().list_multipart_uploads(Bucket=s3.name).get("Uploads", []) == []
     with S3Storage(s3.name).open("a") as stream:
         assert stream.read() == content
 
 
+@pytest.mark.parametrize("before", [None, b"before"])
 @pytest.mark.parametrize("limit", [5 * 1024**3, 5])
 def test_a_publish_whose_answer_got_lost_knows_its_own_object(
-    s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, limit: int
+    s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, limit: int, before: bytes | None
 ) -> None:
     monkeypatch.setattr(s3_upload, "LARGEST_PUT", limit)
+    over = None if before is None else publish(s3, tmp_path / "file", before)
 
     def last(method: str, target: str) -> bool:
         return (method == "PUT" and target.endswith("?")) or (method == "POST" and "uploadId" in target)
 
     with s3.server.failing("500 Internal Server Error", "InternalError", when=last, times=1, after=True) as lost:
-        entry = publish(s3, tmp_path / "file", b"content")
+        entry = publish(s3, tmp_path / "file", b"content", over=over)
     assert lost.seen == 1
     assert entry is not None
     assert entry.size == 7
@@ -234,6 +238,25 @@ def test_an_object_that_came_between_is_not_replaced(
     with S3Storage(s3.name).open("a") as stream:
         assert stream.read() == b"somebody else's"
     assert client().list_multipart_uploads(Bucket=s3.name).get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("came", [b"somebody else's", None])
+@pytest.mark.parametrize("limit", [5 * 1024**3, 5])
+def test_an_object_that_was_replaced_or_deleted_while_a_file_was_on_its_way_stays_as_it_is(
+    s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, came: bytes | None
+) -> None:
+    looked_at = publish(s3, tmp_path / "file", b"before")
+    monkeypatch.setattr(s3_upload, "LARGEST_PUT", limit)
+    monkeypatch.setattr(S3Tree, "stat", lambda self, uri: looked_at)
+    if came is None:
+        S3Storage(s3.name).delete("a")
+    else:
+        S3Storage(s3.name).put("a", came)
+    with pytest.raises(ChangedError, match="was not touched"):
+        publish(s3, tmp_path / "file", b"content", over=looked_at)
+    assert [client().get_object(Bucket=s3.name, Key=key)["Body"].read() for key in S3Storage(s3.name).list("")] == (
+        [] if came is None else [came]
+    )
 
 
 def test_a_server_that_does_not_know_the_condition_gets_the_file_without_it(s3: Bucket, tmp_path: Path) -> None:
@@ -286,8 +309,8 @@ def every_call(bucket: str, path: Path) -> dict[str, Callable[[], object]]:
         "tree.list": lambda: list(tree.list(uri)),
         "tree.open": lambda: read(Entry(uri, 3, "x")),
         "tree.open of nothing": lambda: read(Entry(uri, 0, "x")),
-        "publish": lambda: tree.publish(path, uri, replace=True),
-        "publish anew": lambda: tree.publish(path, uri, replace=False),
+        "publish": lambda: tree.publish(path, uri, over=Entry(uri, 3, "x")),
+        "publish anew": lambda: tree.publish(path, uri, over=None),
         "tree.delete": lambda: tree.delete(uri),
     }
 

@@ -110,10 +110,25 @@ def test_what_stands_there_is_replaced_only_if_that_is_said(place: Place) -> Non
     with place.tree.scratch(uri) as path:
         path.write_bytes(b"after")
         with pytest.raises(FileExistsError):
-            place.tree.publish(path, uri, replace=False)
+            place.tree.publish(path, uri, over=None)
         assert place.read(uri) == b"before"
-        place.tree.publish(path, uri, replace=True)
+        place.tree.publish(path, uri, over=place.tree.stat(uri))
     assert place.read(uri) == b"after"
+
+
+def test_what_has_changed_since_it_was_looked_at_is_not_replaced(place: Place) -> None:
+    uri = place.write("a", b"before")
+    looked_at = place.tree.stat(uri)
+    place.write("a", b"somebody else's")
+    with place.tree.scratch(uri) as path:
+        path.write_bytes(b"after")
+        with pytest.raises(ChangedError, match="was not touched"):
+            place.tree.publish(path, uri, over=looked_at)
+        assert place.read(uri) == b"somebody else's"
+        place.tree.delete(uri)
+        with pytest.raises(ChangedError):
+            place.tree.publish(path, uri, over=looked_at)
+    assert place.tree.stat(uri) is None
 
 
 def test_of_many_that_publish_at_once_exactly_one_wins(place: Place) -> None:
@@ -126,7 +141,7 @@ def test_of_many_that_publish_at_once_exactly_one_wins(place: Place) -> None:
             path.write_bytes(content)
             ready.wait()
             try:
-                place.tree.publish(path, uri, replace=False)
+                place.tree.publish(path, uri, over=None)
             except FileExistsError:
                 return None
             return content
@@ -165,4 +180,4 @@ def test_what_is_no_uri_of_the_tree_is_refused(place: Place, tmp_path: Path, uri
     with pytest.raises(ValueError, match="is not"), place.tree.open(Entry(uri, 1, "")):
         pass
     with pytest.raises(ValueError, match="is not"):
-        place.tree.publish(tmp_path, uri, replace=True)
+        place.tree.publish(tmp_path, uri, over=None)
