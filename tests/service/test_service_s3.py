@@ -17,6 +17,7 @@ from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service import duties
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
+from airflow_batch_llm.storage import s3_tree
 from airflow_batch_llm.storage.s3_client import client
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Manifest, Message
 from tests.conftest import RunningService, running_service
@@ -102,6 +103,38 @@ def test_a_target_that_somebody_else_made_meanwhile_is_not_touched(on_s3: Runnin
     assert held.status == "finalizing"
     assert "out.parquet exists" in (held.progress.waiting_for or "")
     assert get(s3, "lake/out.parquet") == b"theirs"
+
+
+@pytest.mark.parametrize("what", ["out.parquet", "out.parquet.manifest.json"])
+def test_an_upload_that_takes_longer_than_a_lease_replaces_nothing_of_a_later_generation(
+    on_s3: RunningService, s3: Bucket, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    put(s3, "lake/in.parquet", pa.table({"text": [f"t{row}" for row in range(10)]}))
+    first = submit(on_s3, s3.uri("lake/in.parquet"), s3.uri("lake/out.parquet"))
+    assert on_s3.plan()
+    AnsweringWorker(on_s3, failing={1, 2}).work()
+    assert on_s3.assemble()
+    second = on_s3.client.retry(first.id)
+    assert on_s3.plan()
+    AnsweringWorker(on_s3, failing={1}).work()
+    upload, last = s3_tree.upload_over, []
+
+    def slow(path: Path, bucket: str, key: str, **named: Any) -> None:
+        if key.endswith(f"/{what}"):
+            monkeypatch.setattr(s3_tree, "upload_over", upload)
+            for holder in on_s3.state.duties.holders():
+                on_s3.state.duties.free_those_of(holder)
+            assert on_s3.assemble()
+            last.append(on_s3.client.retry(second.id))
+            answer_all(on_s3, last[0])
+        upload(path, bucket, key, **named)
+
+    monkeypatch.setattr(s3_tree, "upload_over", slow)
+    assert on_s3.assemble()
+    third = on_s3.client.get(last[0].id)
+    assert (third.status, third.generation, third.request_counts.failed) == ("completed", 3, 0)
+    assert pq.read_table(io.BytesIO(get(s3, "lake/out.parquet")))["llm_status"].to_pylist() == ["success"] * 10
+    assert Manifest.model_validate_json(get(s3, "lake/out.parquet.manifest.json")) == third.manifest
 
 
 def test_a_source_that_changes_while_it_is_planned_is_not_run(on_s3: RunningService, s3: Bucket) -> None:
