@@ -57,9 +57,12 @@ class BatchLLMHook(BaseHook):
 
     async def aget_conn(self) -> AsyncBatchClient:
         """A new client for an event loop; the caller closes it."""
-        address = ServiceAddress.of(await _aget_connection(self.conn_id))
         # Making one reads the certificates from disk, which would hold up every other trigger.
-        return await asyncio.to_thread(address.async_client)
+        return await asyncio.to_thread((await self.aget_address()).async_client)
+
+    async def aget_address(self) -> ServiceAddress:
+        """What the connection says now, for an event loop."""
+        return ServiceAddress.of(await _aget_connection(self.conn_id))
 
     def has_extensions(self, client: BatchClient) -> bool:
         """Whether the service takes more than OpenAI's API has: tables, keys, holders. One call, at most."""

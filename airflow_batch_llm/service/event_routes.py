@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, Field, StringConstraints
 
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import Reader, State
@@ -23,47 +22,12 @@ from airflow_batch_llm.service.showing import as_batch
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.changes import Seen, status_in
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.wire import Batch, Strict
+from airflow_batch_llm.wire import BatchChangeList, BatchWatch, ChangedBatch
 
-MOST_WATCHED: Final = 10_000
 MOST_CHANGED: Final = 500
 """Most batches of one answer, which holds them all in memory."""
-MOST_WAIT_SECONDS: Final = 60
 
 router: Final = APIRouter()
-
-BatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Version = Annotated[str, StringConstraints(max_length=64)]
-
-
-class BatchWatch(Strict):
-    """The body of ``POST /v1/batches/watch``."""
-
-    batches: Annotated[dict[BatchId, Version | None], Field(max_length=MOST_WATCHED)]
-    """The version of each batch that the client saw last; null for one that it never saw."""
-    wait: Annotated[float, Field(ge=0, le=MOST_WAIT_SECONDS, allow_inf_nan=False)] = 0
-    """How many seconds to wait for a change where there is none yet."""
-    changes: Literal["all", "status"] = "all"
-    """What counts as a change: everything, or a new status alone."""
-
-
-class ChangedBatch(BaseModel):
-    """A batch and the version that it was read in."""
-
-    version: str
-    batch: Batch
-
-
-class BatchChangeList(BaseModel):
-    """What differs from what the client saw; nothing where the wait ended first.
-
-    With ``has_more``, other batches differ too and come with the next call; ended batches come first.
-    """
-
-    changed: list[ChangedBatch]
-    gone: list[str]
-    """The batches that there are not, or not for this team."""
-    has_more: bool = False
 
 
 def service_changes(request: Request) -> Changes:

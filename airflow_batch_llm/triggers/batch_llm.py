@@ -12,10 +12,12 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.watch import Watch
-from airflow_batch_llm.errors import ConflictError, RefusedError
+from airflow_batch_llm.errors import ConflictError, RefusedError, UnauthorizedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
+from airflow_batch_llm.wire import Batch
 
 DEFERRED: Final = "deferred"
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
@@ -31,6 +33,9 @@ class BatchLLMTrigger(BaseTrigger):
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
     trigger), provided that ``holder`` still holds the batch.
+
+    With ``shared`` one request waits for the batches of all triggers of a triggerer and a service, which must be ours.
+    Else this one looks every ``poll_interval`` seconds by itself.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         *,
         cancel_on_kill: bool = False,
+        shared: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -48,6 +54,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self.shared = shared
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -58,6 +65,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "holder": self.holder,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "shared": self.shared,
             },
         )
 
@@ -92,13 +100,31 @@ class BatchLLMTrigger(BaseTrigger):
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
     async def _event(self) -> dict[str, Any]:
-        poll_interval = timedelta(seconds=self.poll_interval)
         try:
-            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log)
+            batch = await (self._watched() if self.shared else self._looked_at())
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
+
+    async def _watched(self) -> Batch:
+        """The batch once it ended, by the one request that waits for all batches of the service."""
+        hook = BatchLLMHook(self.conn_id)
+        address = await hook.aget_address()
+        while True:
+            watch = SharedWatch.of(address.url, address.token)
+            try:
+                return await ended_batch(watch.snapshots(self.batch_id), self.log)
+            except UnauthorizedError:
+                refused, address = address, await hook.aget_address()
+                if address == refused:
+                    raise
+                self.log.info("The token is not taken any more, but the connection has another one by now.")
+
+    async def _looked_at(self) -> Batch:
+        """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
+        poll_interval = timedelta(seconds=self.poll_interval)
+        async with await BatchLLMHook(self.conn_id).aget_conn() as client:
+            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log)
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

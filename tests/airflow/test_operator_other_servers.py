@@ -15,7 +15,7 @@ from conftest import task_instance
 from foreign_server import ForeignServer, running_foreign_server
 
 from airflow_batch_llm.client.plain_server import KEY
-from airflow_batch_llm.client.watch import progress_line
+from airflow_batch_llm.client.texts import progress_line
 from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
