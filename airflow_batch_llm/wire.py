@@ -338,6 +338,8 @@ class BatchList(BaseModel):
 
 MOST_WATCHED: Final = 10_000
 """Most batches of one call of ``POST /v1/batches/watch``."""
+MOST_CHANGED: Final = 500
+"""Most batches of one answer to it, which holds them all in memory."""
 MOST_WAIT_SECONDS: Final = 60
 """Longest wait of one such call."""
 

@@ -8,75 +8,69 @@ import contextvars
 import logging
 import random
 import re
-from collections.abc import AsyncGenerator, Awaitable, Iterator
-from dataclasses import dataclass, field
-from typing import Final, Self
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator
+from contextlib import aclosing
+from itertools import islice
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from airflow_batch_llm.client.async_client import AsyncBatchClient
-from airflow_batch_llm.errors import BatchLLMError, NoAnswerError, NotFoundError, UnauthorizedError
-from airflow_batch_llm.wire import BATCH_ID, MOST_WATCHED, Batch, BatchChangeList
+from airflow_batch_llm.client.followers import Follower, Watched
+from airflow_batch_llm.errors import NoAnswerError, NotFoundError
+from airflow_batch_llm.wire import BATCH_ID, MOST_CHANGED, MOST_WATCHED, Batch, BatchChangeList
 
 log = logging.getLogger(__name__)
 
 ROUND_SECONDS: Final = 1.0
-"""Least time between two requests, however many batches change or are joined."""
+"""Least time between two requests for all, however many batches change or are joined."""
 PROGRESS_SECONDS: Final = 30.0
 """How often batches are looked at that only got on with their rows; no request waits for longer than that."""
-FIRST_PAUSE: Final = 2.0
-LONGEST_PAUSE: Final = 60.0
-"""How far apart requests drift while the service does not answer, in seconds."""
-PATIENCE_SECONDS: Final = 30.0
-"""For how long a service may be away before those who wait are told: a restart takes less."""
-TOLD_SECONDS: Final = 600.0
-"""How often they are told again."""
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 20.0
+"""How far apart requests drift while there is trouble, in seconds; one request is all that a service sees of it."""
+QUIET_SECONDS: Final = 30.0
+"""For how long there may be trouble before those who wait are told: a service's restart takes less."""
+PATIENCE_SECONDS: Final = 600.0
+"""For how long a token may be refused, or a connection be unreadable, before those who wait are refused."""
 
-_WATCHES: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], SharedWatch]]] = (
-    WeakKeyDictionary()
-)
+Connect = Callable[[], Awaitable[AsyncBatchClient]]
+"""Gives a new client of the service, at the address and with the token that hold now."""
+
+_WATCHES: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, SharedWatch]]] = WeakKeyDictionary()
 
 
 class SharedWatch:
     """All batches of one service that are waited for on one event loop.
 
     One request at a time asks for the next change of status of any of them, and about every 30 seconds for their
-    progress. Above 10,000 batches it is one request for each 10,000. The request compares what was seen with what is,
-    so that no change is missed, in whatever order changes are committed and however often the service is away.
+    progress, some hundred at a time. Above 10,000 batches it is one request for each 10,000. A request compares what
+    was seen with what is, so that no change is missed, in whatever order changes are committed and however long the
+    service is away.
     """
 
-    def __init__(self, url: str, token: str | None) -> None:
-        self._url = url
-        self._token = token
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._groups: list[_Group] = []
 
     @classmethod
-    def of(cls, url: str, token: str | None) -> Self:
-        """The watch of the running event loop for a service."""
-        watches = _WATCHES.setdefault(asyncio.get_running_loop(), {})
-        watch: Self = watches.setdefault((url, token), cls(url, token))  # type: ignore[assignment]
-        return watch
+    def of(cls, name: Hashable, connect: Connect) -> SharedWatch:
+        """The watch of that name on the running event loop; ``connect`` is used where there is none yet."""
+        return _WATCHES.setdefault(asyncio.get_running_loop(), {}).setdefault(name, cls(connect))
 
     async def snapshots(self, batch_id: str) -> AsyncGenerator[Batch]:
-        """The batch as it stands, and again as often as it changes; the last one has ended. None is for ever missed.
+        """The batch as it stands, and again as often as it changes; the last one has ended. No end is ever missed.
 
         A service that is away is waited for without end. Raises :class:`NotFoundError` for a batch that there is not
-        (any more), and :class:`UnauthorizedError` where the token is not taken.
+        (any more), and what went wrong where the token is refused, or ``connect`` fails, for ten minutes.
         """
         if not re.fullmatch(BATCH_ID, batch_id):
             raise NotFoundError(f"There is no batch {batch_id!r}.")
         group = self._group_for(batch_id)
         follower = group.join(batch_id)
-        trouble = _Trouble()
         try:
-            while True:
-                news = await follower.news()
-                if isinstance(news, NoAnswerError):
-                    trouble.begins(news)
-                    continue
-                trouble.ends()
-                yield news
-                if news.status.ended:
-                    return
+            async with aclosing(follower.snapshots()) as snapshots:
+                async for batch in snapshots:
+                    yield batch
         finally:
             group.leave(batch_id, follower)
             self._groups = [group for group in self._groups if group.watched]
@@ -89,98 +83,40 @@ class SharedWatch:
         for group in open_groups:
             if len(group.watched) < MOST_WATCHED:
                 return group
-        self._groups.append(_Group(self._url, self._token))
+        self._groups.append(_Group(self._connect))
         return self._groups[-1]
-
-
-class _Trouble:
-    """What one follower logs of a service that is away: in the follower's own log, and not too often."""
-
-    def __init__(self) -> None:
-        self._told_at: float | None = None
-
-    def begins(self, error: NoAnswerError) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._told_at is None or now >= self._told_at + TOLD_SECONDS:
-            log.warning("%s It is asked again, for as long as it takes.", error)
-            self._told_at = now
-
-    def ends(self) -> None:
-        if self._told_at is not None:
-            log.info("The batch service answers again.")
-            self._told_at = None
-
-
-@dataclass(eq=False)
-class _Follower:
-    """One that waits for a batch. Of several snapshots that it did not come to look at, it gets the last one."""
-
-    _batch: Batch | None = None
-    _trouble: NoAnswerError | None = None
-    _refusal: Exception | None = None
-    _woken: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self, batch: Batch) -> None:
-        self._batch, self._trouble = batch, None
-        self._woken.set()
-
-    def warn(self, trouble: NoAnswerError) -> None:
-        self._trouble = trouble
-        self._woken.set()
-
-    def refuse(self, refusal: Exception) -> None:
-        self._refusal = refusal
-        self._woken.set()
-
-    async def news(self) -> Batch | NoAnswerError:
-        await self._woken.wait()
-        self._woken.clear()
-        batch, self._batch = self._batch, None
-        if batch is not None and (batch.status.ended or self._refusal is None):
-            return batch
-        if self._refusal is not None:
-            raise self._refusal
-        assert self._trouble is not None  # noqa: S101 (nothing else wakes it)
-        return self._trouble
-
-
-@dataclass
-class _Watched:
-    version: str | None = None
-    """The version that its followers have seen; None where one of them has seen none."""
-    followers: set[_Follower] = field(default_factory=set)
 
 
 class _Group:
     """At most 10,000 batches, and the task that asks for them as long as there are any."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        self.watched: dict[str, _Watched] = {}
+    def __init__(self, connect: Connect) -> None:
+        self.watched: dict[str, Watched] = {}
         self.over = False
         """Set once it asks no more: its followers have been refused."""
-        self._url = url
-        self._token = token
+        self._connect = connect
         self._moved = asyncio.Event()
+        """Set when somebody has joined, or the last one has left."""
         self._empty = asyncio.Event()
         self._asking: asyncio.Task[None] | None = None
-        self._progress_at = 0.0
         self._next_at = 0.0
-        self._away_since: float | None = None
+        self._progress_at = asyncio.get_running_loop().time() + PROGRESS_SECONDS
+        self._trouble_since: float | None = None
         self._warned = False
 
-    def join(self, batch_id: str) -> _Follower:
-        follower = _Follower()
-        watched = self.watched.setdefault(batch_id, _Watched())
+    def join(self, batch_id: str) -> Follower:
+        follower = Follower()
+        watched = self.watched.setdefault(batch_id, Watched())
         watched.followers.add(follower)
         watched.version = None
         self._empty.clear()
         self._moved.set()
         if self._asking is None:
             # Without the context of the follower that happens to be the first one: it decides whose log is written.
-            self._asking = asyncio.create_task(self._ask_on(), context=contextvars.Context())
+            self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
         return follower
 
-    def leave(self, batch_id: str, follower: _Follower) -> None:
+    def leave(self, batch_id: str, follower: Follower) -> None:
         watched = self.watched[batch_id]
         watched.followers.discard(follower)
         if not watched.followers:
@@ -189,30 +125,22 @@ class _Group:
             self._empty.set()
             self._moved.set()
 
-    async def _ask_on(self) -> None:
-        try:
-            # Making a client reads the certificates from disk, which would hold up everybody else on the loop.
-            async with await asyncio.to_thread(AsyncBatchClient, self._url, self._token) as client:
-                await self._rounds(client)
-        except (BatchLLMError, OSError) as error:
-            self._refuse(error)
-
-    async def _rounds(self, client: AsyncBatchClient) -> None:
-        """Asks round after round. Raises :class:`UnauthorizedError`; everything else may be better the next time."""
+    async def _ask(self) -> None:
+        """Asks as long as anybody waits, each time it went wrong with a new client: its address may be another now."""
         pause = FIRST_PAUSE
-        while self.watched:
-            try:
-                await self._round(client)
-            except UnauthorizedError:
-                raise
-            except Exception as error:
-                if not isinstance(error, BatchLLMError):
-                    log.exception("a look at the batches of %s broke off; it is tried again", self._url)
-                self._is_away(error)
-                await self._paused(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                pause = FIRST_PAUSE
+        try:
+            while self.watched:
+                try:
+                    async with await self._connect() as client:
+                        while self.watched:
+                            await self._round(client)
+                            pause = FIRST_PAUSE
+                except Exception as error:  # noqa: BLE001 (whoever waits is told of it, and it may be better soon)
+                    self._has_trouble(error)
+                    await self._paused(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+        finally:  # also where this task is cancelled: nobody must wait for it then
+            self._refuse(NoAnswerError("The triggerer ended its watch of the batches."))
 
     async def _paused(self, seconds: float) -> None:
         """Waits, but not for a service that nobody waits for any more."""
@@ -222,19 +150,30 @@ class _Group:
 
     async def _round(self, client: AsyncBatchClient) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._next_at - loop.time())
-        self._next_at = loop.time() + ROUND_SECONDS
-        wait = max(0.0, self._progress_at - loop.time())
-        seen = {batch_id: watched.version for batch_id, watched in self.watched.items()}
-        self._moved.clear()
-        answer = await self._unless_moved(client.watch(seen, wait=wait, changes="status" if wait else "all"))
-        if answer is None:
+        if loop.time() >= self._progress_at:
+            self._progress_at = loop.time() + PROGRESS_SECONDS
+            await self._look_for_progress(client)
+        await self._paused(self._next_at - loop.time())
+        if not self.watched:
             return
-        self._tell(answer)
-        if answer.has_more and wait:
-            self._next_at = 0.0
-        if not wait:
-            self._progress_at = loop.time() + (ROUND_SECONDS if answer.has_more else PROGRESS_SECONDS)
+        self._next_at = loop.time() + ROUND_SECONDS
+        self._moved.clear()
+        wait = max(0.0, self._progress_at - loop.time())
+        answer = await self._unless_moved(client.watch(self._seen(self.watched), wait=wait, changes="status"))
+        if answer is not None:
+            self._tell(answer)
+            if answer.has_more:
+                self._next_at = loop.time()
+
+    async def _look_for_progress(self, client: AsyncBatchClient) -> None:
+        """Looks at each batch once, as many at a time as one answer can tell of."""
+        remaining = iter(list(self.watched))
+        while batch_ids := list(islice(remaining, MOST_CHANGED)):
+            if seen := self._seen(batch_ids):
+                self._tell(await client.watch(seen, wait=0, changes="all"))
+
+    def _seen(self, batch_ids: Iterable[str]) -> dict[str, str | None]:
+        return {batch_id: self.watched[batch_id].version for batch_id in batch_ids if batch_id in self.watched}
 
     async def _unless_moved(self, call: Awaitable[BatchChangeList]) -> BatchChangeList | None:
         """The answer, or None where somebody has joined and it is not there within the round: it is asked anew."""
@@ -249,15 +188,14 @@ class _Group:
         finally:
             for task in (asked, moved):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(asked, moved, return_exceptions=True)
+            await asyncio.gather(asked, moved, return_exceptions=True)
 
     def _tell(self, answer: BatchChangeList) -> None:
-        self._away_since = None
+        self._trouble_since = None
         if self._warned:
             self._warned = False
-            for watched in self.watched.values():
-                watched.version = None  # so that everybody hears of it again
+            for follower in self._followers(*self.watched):
+                follower.relieve()
         for changed in answer.changed:
             if changed.batch.id in self.watched:
                 self.watched[changed.batch.id].version = changed.version
@@ -267,22 +205,32 @@ class _Group:
             for follower in self._followers(batch_id):
                 follower.refuse(NotFoundError(f"There is no batch {batch_id!r}, or it is another team's."))
 
-    def _is_away(self, error: Exception) -> None:
+    def _has_trouble(self, error: Exception) -> None:
+        """Tells of an error that lasts; one that says more than that the service is away is not borne for ever."""
         now = asyncio.get_running_loop().time()
-        if self._away_since is None:
-            self._away_since = now
-        if now - self._away_since >= PATIENCE_SECONDS:
-            trouble = error if isinstance(error, NoAnswerError) else NoAnswerError(f"{self._url} said: {error}")
+        if self._trouble_since is None:
+            self._trouble_since = now
+            log.warning("batches cannot be watched, which is tried again: %s", error, exc_info=_traceback_of(error))
+        lasted, away = now - self._trouble_since, isinstance(error, NoAnswerError)
+        if lasted >= PATIENCE_SECONDS and not away:
+            self._refuse(error)
+        elif lasted >= QUIET_SECONDS:
             self._warned = True
+            how_long = "for as long as it takes" if away else f"for {PATIENCE_SECONDS / 60:.0f} minutes in all"
             for follower in self._followers(*self.watched):
-                follower.warn(trouble)
+                follower.warn(f"{error or type(error).__name__} It is tried again, {how_long}.")
 
     def _refuse(self, error: Exception) -> None:
         self.over = True
         for follower in self._followers(*self.watched):
             follower.refuse(error)
 
-    def _followers(self, *batch_ids: str) -> Iterator[_Follower]:
+    def _followers(self, *batch_ids: str) -> Iterator[Follower]:
         for batch_id in batch_ids:
             if watched := self.watched.get(batch_id):
                 yield from watched.followers
+
+
+def _traceback_of(error: Exception) -> Exception | None:
+    """Only an error that nobody foresaw is worth one."""
+    return None if isinstance(error, NoAnswerError) else error

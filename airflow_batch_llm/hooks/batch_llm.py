@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
+from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.batch_client import BatchClient
@@ -62,7 +63,9 @@ class BatchLLMHook(BaseHook):
 
     async def aget_address(self) -> ServiceAddress:
         """What the connection says now, for an event loop."""
-        return ServiceAddress.of(await _aget_connection(self.conn_id))
+        connection = await _aget_connection(self.conn_id)
+        # Reading the extra tells Airflow's supervisor of secrets in it, which blocks: on the loop it would be refused.
+        return await sync_to_async(ServiceAddress.of)(connection)
 
     def has_extensions(self, client: BatchClient) -> bool:
         """Whether the service takes more than OpenAI's API has: tables, keys, holders. One call, at most."""

@@ -6,7 +6,7 @@ What is derived at the time of a look (rates, the time left, which workers serve
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from typing import Annotated, Final
 
 import anyio
@@ -20,12 +20,9 @@ from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import as_batch
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.store.changes import Seen, status_in
+from airflow_batch_llm.store.changes import status_in
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.wire import BatchChangeList, BatchWatch, ChangedBatch
-
-MOST_CHANGED: Final = 500
-"""Most batches of one answer, which holds them all in memory."""
+from airflow_batch_llm.wire import MOST_CHANGED, BatchChangeList, BatchWatch, ChangedBatch
 
 router: Final = APIRouter()
 
@@ -50,11 +47,11 @@ async def watch_batches(
 ) -> BatchChangeList:
     """The batches that differ from what the caller saw: at once if there are any, else as soon as there are."""
     watch = Watch(team, body.batches, status_only=body.changes == "status")
-    found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
-    if body.wait and not watch.changed(found) and not watch.gone(found):
+    answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
+    if body.wait and not answer.changed and not answer.gone:
         await _while_connected(request, changes.wait(watch, body.wait))
-        found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
-    return await anyio.to_thread.run_sync(_answer, state, changes, watch, found)
+        answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
+    return answer
 
 
 @router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse, responses=problems(400, 401, 404, 503))
@@ -99,7 +96,8 @@ async def _while_connected(request: Request, waiting: Awaitable[None]) -> None:
         group.cancel_scope.cancel()
 
 
-def _answer(state: ServiceState, changes: Changes, watch: Watch, found: Mapping[str, Seen]) -> BatchChangeList:
+def _answer(state: ServiceState, changes: Changes, watch: Watch) -> BatchChangeList:
+    watch, found = changes.look(watch)
     changed = watch.changed(found)
     chosen = sorted(changed, key=lambda batch_id: _turn(changed[batch_id]))[:MOST_CHANGED]
     return BatchChangeList(

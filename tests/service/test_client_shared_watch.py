@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
+from pool import free_port
 
-from airflow_batch_llm.client import shared_watch
+from airflow_batch_llm.client import followers, shared_watch
 from airflow_batch_llm.client.async_client import AsyncBatchClient
-from airflow_batch_llm.client.shared_watch import SharedWatch
+from airflow_batch_llm.client.shared_watch import Connect, SharedWatch
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError, UnauthorizedError
+from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.wire import Batch, BatchChangeList
-from tests.conftest import RunningService
+from tests.conftest import RunningService, eventually
 from tests.service.answering import AnsweringWorker
 from tests.service.test_service_bad_input import submit
 
@@ -25,6 +32,17 @@ from tests.service.test_service_bad_input import submit
 @pytest.fixture(autouse=True)
 def table(service: RunningService) -> None:
     pq.write_table(pa.table({"a": list(range(10))}), service.data_root / "s.parquet")
+
+
+class Server(uvicorn.Server):
+    """As the service runs it: who waits for changes is let go before connections are waited for."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.changes.close()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+    def end(self) -> None:
+        self.should_exit = True
 
 
 class Calls:
@@ -54,14 +72,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(AsyncBatchClient, "watch", counted)
     monkeypatch.setattr(shared_watch, "ROUND_SECONDS", 0.05)
     monkeypatch.setattr(shared_watch, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(shared_watch, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(shared_watch, "QUIET_SECONDS", 0.0)
     return calls
 
 
+def watch_of(service: RunningService, connect: Connect | None = None) -> SharedWatch:
+    async def usual() -> AsyncBatchClient:
+        return AsyncBatchClient(service.url, service.token)
+
+    return SharedWatch.of(connect or service.url, connect or usual)
+
+
 @asynccontextmanager
-async def following(service: RunningService, *batch_ids: str) -> AsyncIterator[list[asyncio.Queue[Batch | Exception]]]:
+async def following(
+    service: RunningService, *batch_ids: str, connect: Connect | None = None
+) -> AsyncIterator[list[asyncio.Queue[Batch | Exception]]]:
     """What each of the batches' followers is told."""
-    watch = SharedWatch.of(service.url, service.token)
+    watch = watch_of(service, connect)
 
     async def follow(batch_id: str, told: asyncio.Queue[Batch | Exception]) -> None:
         try:
@@ -92,15 +119,17 @@ async def told(queue: asyncio.Queue[Batch | Exception]) -> Any:
         return await queue.get()
 
 
-async def ended(service: RunningService, batch: Batch) -> None:
+async def ended(service: RunningService, *batches: Batch) -> None:
     def work() -> None:
-        service.plan()
+        while service.plan():
+            pass
         AnsweringWorker(service).work()
         while service.assemble():
             pass
 
     await asyncio.to_thread(work)
-    assert (await asyncio.to_thread(service.client.get, batch.id)).status.ended
+    for batch in batches:
+        assert (await asyncio.to_thread(service.client.get, batch.id)).status.ended
 
 
 async def until_ended(queue: asyncio.Queue[Batch | Exception]) -> list[str]:
@@ -115,7 +144,7 @@ async def until_ended(queue: asyncio.Queue[Batch | Exception]) -> list[str]:
 async def test_one_request_waits_for_all_batches_and_each_follower_hears_of_its_own(
     service: RunningService, calls: Calls
 ) -> None:
-    batches = [submit(service, "s.parquet", f"t{number}.parquet") for number in range(20)]
+    batches = [submit(service, "s.parquet", f"t{number}.parquet") for number in range(5)]
     async with following(service, *(batch.id for batch in batches)) as queues:
         firsts = [await told(queue) for queue in queues]
         assert [first.id for first in firsts] == [batch.id for batch in batches]
@@ -129,12 +158,12 @@ async def test_nobody_is_asked_for_once_nobody_waits(service: RunningService, ca
     batch = submit(service, "s.parquet")
     async with following(service, batch.id) as (queue,):
         await told(queue)
-        await soon(lambda: calls.asked[-1][2] == "status")
-    await soon(lambda: calls.at_once == 0)
-    count = len(calls.asked)
-    await asyncio.sleep(0.3)
-    assert len(calls.asked) == count
-    assert SharedWatch.of(service.url, service.token)._groups == []
+        (group,) = watch_of(service)._groups
+        await soon(lambda: calls.at_once)
+    await soon(lambda: group._asking is not None and group._asking.done())
+    assert calls.at_once == 0
+    assert {asked[0] for asked in calls.asked} == {frozenset({batch.id})}
+    assert watch_of(service)._groups == []
 
 
 async def test_who_comes_while_a_request_waits_is_told_at_once(service: RunningService, calls: Calls) -> None:
@@ -179,7 +208,7 @@ async def test_a_service_that_is_away_fails_nobody_and_is_told_once_in_each_foll
     service: RunningService, calls: Calls, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = submit(service, "s.parquet")
-    with caplog.at_level(logging.INFO, logger=shared_watch.__name__):
+    with caplog.at_level(logging.INFO, logger=followers.__name__):
         async with following(service, batch.id, batch.id) as queues:
             for queue in queues:
                 await told(queue)
@@ -192,10 +221,57 @@ async def test_a_service_that_is_away_fails_nobody_and_is_told_once_in_each_foll
             assert all(queue.empty() for queue in queues)
             calls.trouble = None
             assert [(await until_ended(queue))[-1] for queue in queues] == ["completed"] * 2
-    assert [record.getMessage() for record in caplog.records if record.name == shared_watch.__name__] == [
-        *["The batch service does not answer. It is asked again, for as long as it takes."] * 2,
+    assert [record.getMessage() for record in caplog.records if record.name == followers.__name__] == [
+        *["The batch service does not answer. It is tried again, for as long as it takes."] * 2,
         *["The batch service answers again."] * 2,
     ]
+
+
+def start_again(service: RunningService) -> Server:
+    """The service on its own port of before."""
+    config = uvicorn.Config(create_app(service.state), host="127.0.0.1", port=service.settings.port, log_level="error")
+    server = Server(config)
+    threading.Thread(target=server.run, daemon=True).start()
+    eventually(lambda: server.started, what="the service listens")
+    return server
+
+
+async def test_a_service_that_was_stopped_and_started_again_loses_no_change(
+    service: RunningService, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches end while nobody can be asked, and one that is waited for only then is told of as well."""
+    port = free_port()
+    away = replace(service, settings=replace(service.settings, port=port))
+    batches = [submit(service, "s.parquet", f"{name}.parquet") for name in "abc"]
+    url = f"http://127.0.0.1:{port}"
+
+    async def connect() -> AsyncBatchClient:
+        return AsyncBatchClient(url, service.token)
+
+    server = await asyncio.to_thread(start_again, away)
+    async with following(service, batches[0].id, batches[1].id, connect=connect) as queues:
+        for queue in queues:
+            await told(queue)
+        await asyncio.to_thread(server.end)
+        await ended(service, *batches)
+        await soon(lambda: any("cannot be reached" in record.getMessage() for record in caplog.records))
+        async with following(service, batches[2].id, connect=connect) as late:
+            count = len(calls.asked)
+            await soon(lambda: len(calls.asked) > count + 1)
+            server = await asyncio.to_thread(start_again, away)
+            assert [(await until_ended(queue))[-1] for queue in [*queues, *late]] == ["completed"] * 3
+    await asyncio.to_thread(server.end)
+
+
+async def test_a_follower_that_breaks_off_in_the_middle_harms_no_other(service: RunningService, calls: Calls) -> None:
+    batch = submit(service, "s.parquet")
+    async with following(service, batch.id) as (queue,):
+        with pytest.raises(ZeroDivisionError):
+            async with aclosing(watch_of(service).snapshots(batch.id)) as snapshots:
+                async for _ in snapshots:
+                    raise ZeroDivisionError
+        await ended(service, batch)
+        assert (await until_ended(queue))[-1] == "completed"
 
 
 @pytest.mark.parametrize("batch_id", ["batch_nowhere", "no id at all"])
@@ -210,9 +286,10 @@ async def test_a_batch_that_is_not_there_is_an_error_for_its_follower_alone(
         assert (await until_ended(queue))[-1] == "completed"
 
 
-async def test_a_token_that_is_not_taken_is_an_error_for_all_and_a_later_follower_asks_anew(
-    service: RunningService, calls: Calls
+async def test_a_token_that_is_not_taken_for_long_is_an_error_for_all_and_a_later_follower_asks_anew(
+    service: RunningService, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(shared_watch, "PATIENCE_SECONDS", 0.0)
     batch = submit(service, "s.parquet")
     calls.trouble = UnauthorizedError("The token is not one of this service.")
     async with following(service, batch.id, batch.id) as queues:
@@ -220,6 +297,23 @@ async def test_a_token_that_is_not_taken_is_an_error_for_all_and_a_later_followe
         calls.trouble = None
         async with following(service, batch.id) as (queue,):
             assert (await told(queue)).id == batch.id
+
+
+async def test_a_token_that_was_changed_is_picked_up_and_a_connection_that_cannot_be_read_is_read_again(
+    service: RunningService, calls: Calls
+) -> None:
+    tokens: list[str | None] = [None, "revoked", None, service.token]
+    batch = submit(service, "s.parquet")
+
+    async def connect() -> AsyncBatchClient:
+        token = tokens.pop(0)
+        if token is None:
+            raise RuntimeError("Airflow's database is busy")
+        return AsyncBatchClient(service.url, token)
+
+    async with aclosing(SharedWatch.of("rotated", connect).snapshots(batch.id)) as snapshots:
+        assert (await anext(snapshots)).id == batch.id
+    assert tokens == []
 
 
 async def test_an_answer_that_nobody_foresaw_is_waited_out(service: RunningService, calls: Calls) -> None:
@@ -244,8 +338,6 @@ async def test_more_than_one_request_can_name_are_shared_out(
 
 async def test_the_task_that_asks_runs_in_nobodys_context(service: RunningService, calls: Calls) -> None:
     """Airflow tells by the context whose log is written."""
-    import contextvars
-
     whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody's")
     found: list[str] = []
     watch: Callable[..., Awaitable[BatchChangeList]] = AsyncBatchClient.watch
