@@ -66,7 +66,12 @@ class BatchLLMSensor(BaseSensorOperator):
         if batch.status.ended:
             return outcome(batch, self.log)
         return self.defer(
-            trigger=BatchLLMTrigger(self.conn_id, self.batch_id, poll_interval=self.poke_interval),
+            trigger=BatchLLMTrigger(
+                self.conn_id,
+                self.batch_id,
+                poll_interval=self.poke_interval,
+                shared=batch.team is not None,  # only our service says so
+            ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
         )

@@ -12,14 +12,19 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.client.async_client import AsyncBatchClient
+from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.errors import ConflictError, RefusedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
+from airflow_batch_llm.wire import Batch
 
 DEFERRED: Final = "deferred"
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
+LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
+"""Seconds between tries to read a connection, ten minutes in all."""
 SETTLE: Final = timedelta(seconds=5)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
@@ -31,6 +36,9 @@ class BatchLLMTrigger(BaseTrigger):
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
     trigger), provided that ``holder`` still holds the batch.
+
+    With ``shared`` one request waits for the batches of all triggers of a triggerer and a connection, whose service
+    must be ours. Else this one looks every ``poll_interval`` seconds by itself.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         *,
         cancel_on_kill: bool = False,
+        shared: bool | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -48,6 +57,8 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        # A trigger that an older version stored does not say, but only our service has holders.
+        self.shared = holder is not None if shared is None else shared
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -58,6 +69,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "holder": self.holder,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "shared": self.shared,
             },
         )
 
@@ -92,13 +104,33 @@ class BatchLLMTrigger(BaseTrigger):
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
     async def _event(self) -> dict[str, Any]:
-        poll_interval = timedelta(seconds=self.poll_interval)
         try:
-            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log)
+            batch = await (self._watched() if self.shared else self._looked_at())
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
+
+    async def _watched(self) -> Batch:
+        """The batch once it ended, by the one request that waits for all batches of the connection."""
+        watch = SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
+        return await ended_batch(watch.snapshots(self.batch_id), self.log)
+
+    async def _looked_at(self) -> Batch:
+        """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
+        poll_interval = timedelta(seconds=self.poll_interval)
+        async with await self._client() as client:
+            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log)
+
+    async def _client(self) -> AsyncBatchClient:
+        """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
+        hook = BatchLLMHook(self.conn_id)
+        for pause in LOOKUP_PAUSES:
+            try:
+                return await hook.aget_conn()
+            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+                self.log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", self.conn_id, error, pause)
+                await asyncio.sleep(pause)
+        return await hook.aget_conn()
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
