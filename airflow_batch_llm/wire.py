@@ -119,7 +119,11 @@ class BatchCreate(Strict):
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Higher goes first."""
+    """Higher goes first, strictly. Within a priority the earlier deadline does; a batch with a quarter of its time left
+    counts as one of 1000."""
+    fair_group: Name | None = None
+    """What shares one turn among equals of the team (in Airflow: the Dag): the groups take turns, a chunk each, however
+    many batches or rows they have. The ``series`` unless given, and without one each batch is a group of its own."""
     reuse: Reuse = "auto"
     """Whether a table's row may get the answer of an equal row, of this batch or an earlier one, where the answer is
     determined. ``never`` asks for every row."""
@@ -264,6 +268,7 @@ class Batch(BaseModel):
     holder: str | None = None
     team: str | None = None
     priority: int = 0
+    fair_group: str | None = None
     reuse: Reuse = "auto"
     dry_run: bool = False
     paused: PauseReason | None = None

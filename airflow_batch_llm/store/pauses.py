@@ -17,6 +17,7 @@ from airflow_batch_llm.store.batches import no_such_batch
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.turns import let_wait, lock_turns
 
 _PAUSABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
@@ -37,7 +38,7 @@ class Pauses:
         with self._database.writing() as connection:
             batch = _locked(connection, team, batch_id, "paused")
             if batch.paused is None:
-                _move(connection, batch_id, ChunkState.PENDING, ChunkState.HELD)
+                _hold(connection, batch_id)
             if batch.paused is None or reason == PauseReason.REQUESTED:
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=reason))
             return _record(connection, batch_id)
@@ -50,9 +51,10 @@ class Pauses:
         ending.
         """
         with self._database.writing() as connection:
+            lock_turns(connection, self._database, batch_id)
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
-                _move(connection, batch_id, ChunkState.HELD, ChunkState.PENDING)
+                let_wait(connection, batch)
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=None))
             return _record(connection, batch_id)
 
@@ -71,10 +73,10 @@ def _locked(connection: Connection, team: str, batch_id: str, done: str) -> Row[
     return batch
 
 
-def _move(connection: Connection, batch_id: str, before: ChunkState, after: ChunkState) -> None:
+def _hold(connection: Connection, batch_id: str) -> None:
     """A chunk that is just being claimed is waited for, and is the worker's then."""
-    waiting = (chunks.c.batch_id == batch_id, chunks.c.state == before)
-    connection.execute(update(chunks).where(*waiting).values(state=after))
+    waiting = (chunks.c.batch_id == batch_id, chunks.c.state == ChunkState.PENDING)
+    connection.execute(update(chunks).where(*waiting).values(state=ChunkState.HELD))
 
 
 def _record(connection: Connection, batch_id: str) -> Mapping[str, Any]:
