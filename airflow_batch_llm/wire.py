@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from airflow_batch_llm.models import BatchStatus, PauseReason, RowStatus
+from airflow_batch_llm.models import GREATEST_PRIORITY, LEAST_PRIORITY, BatchStatus, PauseReason, RowStatus
 
 Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
@@ -118,7 +118,7 @@ class BatchCreate(Strict):
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    priority: Annotated[int, Field(ge=LEAST_PRIORITY, le=GREATEST_PRIORITY)] = 0
     """Higher goes first, strictly. Within a priority the earlier deadline does; a batch with a quarter of its time left
     counts as one of 1000."""
     fair_group: Name | None = None

@@ -30,11 +30,11 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
-from airflow_batch_llm.models import BatchStatus, ChunkState
+from airflow_batch_llm.models import GREATEST_PRIORITY, BatchStatus, ChunkState
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import NO_DUE, batches, chunks
 
-RAISED_PRIORITY: Final = 1_000
+RAISED_PRIORITY: Final = GREATEST_PRIORITY
 """Of a batch whose deadline is near: the highest that can be asked for."""
 RAISED_SHARE: Final = 0.25
 """Which share of its time a batch has left when it is raised."""
