@@ -32,10 +32,23 @@ class ChunkState(StrEnum):
     """Where a chunk stands. A ``leased`` chunk whose lease ran out may be claimed like a ``pending`` one."""
 
     PENDING = "pending"
+    HELD = "held"
+    """It waits, and its batch is paused."""
     LEASED = "leased"
     DONE = "done"
     DROPPED = "dropped"
     """Its batch ended before all of its rows were done."""
+
+
+class PauseReason(StrEnum):
+    """Who paused a batch, which says who lets it go on."""
+
+    REQUESTED = "requested"
+    """A person, or a program in its name."""
+    UNWATCHED = "unwatched"
+    """The service, since nobody watched it any more."""
+    CANARY = "canary"
+    """The service, until its first rows are judged."""
 
 
 class DutyKind(StrEnum):
@@ -91,6 +104,11 @@ embeddings ``llm_embedding`` (a list of 32-bit floats) stands in its place. ``ll
 
 ANSWERED: Final = frozenset({"stop", "length", "tool_calls"})
 """The finish reasons that make a result an answer; vLLM also says ``abort`` with HTTP 200 and half a text."""
+
+LEAST_PRIORITY: Final = -1000
+GREATEST_PRIORITY: Final = 1000
+PRIORITIES: Final = {"low": -100, "normal": 0, "high": 100, "urgent": 500}
+"""The words for priorities, with room between and above them."""
 
 DEFAULT_TEAM: Final = "default"
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"

@@ -43,7 +43,7 @@ _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
 _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 _REPEATED: Final = (
     *("key", "series", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
-    *("completion_window", "output_seconds", "metadata", "priority", "reuse"),
+    *("completion_window", "output_seconds", "metadata", "priority", "fair_group", "reuse"),
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
@@ -71,6 +71,8 @@ class NewBatch:
     series: str | None = None
     holder: str | None = None
     priority: int = 0
+    fair_group: str | None = None
+    """With which batches it shares a turn, among those of the team; its series' or nobody's unless given."""
     reuse: str = "auto"
     dry_run: bool = False
 
@@ -113,7 +115,7 @@ class Batches:
         with self._database.reading() as connection:
             row = connection.execute(select(batches).where(batches.c.id == batch_id, batches.c.team == team)).first()
         if row is None:
-            raise _no_such_batch(batch_id)
+            raise no_such_batch(batch_id)
         return row._asdict()
 
     def page(self, team: str, *, after: str | None, limit: int, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -194,7 +196,7 @@ class Batches:
         with self._database.writing() as connection:
             batch = lock_batch_whole(connection, batch_id)
             if batch is None or batch.team != team:
-                raise _no_such_batch(batch_id)
+                raise no_such_batch(batch_id)
             if batch.status not in ENDED:
                 raise ConflictError(
                     f"Batch {batch_id} is {batch.status}: only one that has ended can be deleted. Nothing was deleted. "
@@ -234,7 +236,7 @@ class Batches:
     def _locked(self, connection: Connection, team: str, batch_id: str) -> Row[Any]:
         batch = lock_batch(connection, batch_id)
         if batch is None or batch.team != team:
-            raise _no_such_batch(batch_id)
+            raise no_such_batch(batch_id)
         return batch
 
     def _attach(self, connection: Connection, last: Any, new: NewBatch) -> Mapping[str, Any]:
@@ -260,6 +262,7 @@ class Batches:
         values |= {
             "team": team,
             "key": key,
+            "fair_group": new.fair_group or new.series or batch_id,
             "expires_at": case((ends[0] < ends[-1], ends[0]), else_=ends[-1]) if ends else None,
         }
         self._store(connection, batch_id, generation, values)
@@ -303,7 +306,7 @@ class Batches:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch_id, batches.c.status.in_(_CANCELLABLE))
-            .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now())
+            .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now(), paused=None)
         )
         settle(connection, self._database, batch_id)
 
@@ -359,5 +362,5 @@ def _names(team: str, key: str, series: str | None) -> list[str]:
     return [f"key {team} {key}", *([] if series is None else [f"series {team} {series}"])]
 
 
-def _no_such_batch(batch_id: str) -> NotFoundError:
+def no_such_batch(batch_id: str) -> NotFoundError:
     return NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")

@@ -14,6 +14,8 @@ from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_
 from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.turns import Line, due_of, first_turn, lock_turns, near_deadline, raise_batch
+from airflow_batch_llm.store.waiting import waiting_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,7 @@ class BatchLife:
     def activate(self, duty: Duty, plan: Plan) -> None:
         """Makes a staged plan real: the batch's chunks can be claimed from here on."""
         with self._database.writing() as connection:
+            lock_turns(connection, self._database, duty.batch_id)
             batch = _locked(connection, duty)
             end_duty(connection, duty)
             started = connection.execute(
@@ -158,12 +161,15 @@ class BatchLife:
             same = {name: batch[name] for name in ("team", "endpoint", "priority")}
             same["model"] = plan.model or batch["model"]
             same["endpoint"] = plan.endpoint or batch["endpoint"]
+            same |= {"state": waiting_state(batch["paused"]), "due": due_of(batch)}
             if plan.chunks:
+                line = Line(*(same[name] for name in ("team", "model", "endpoint", "priority", "due")))
+                turn = first_turn(connection, line, batch["fair_group"])
                 connection.execute(
                     insert(chunks),
                     [
-                        {"batch_id": duty.batch_id, "state": ChunkState.PENDING, **same, **vars(chunk)}
-                        for chunk in plan.chunks
+                        {"batch_id": duty.batch_id, "turn": turn + place, **same, **vars(chunk)}
+                        for place, chunk in enumerate(plan.chunks)
                     ],
                 )
             connection.execute(
@@ -182,7 +188,13 @@ class BatchLife:
             ended = connection.execute(
                 update(batches)
                 .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
-                .values(status=BatchStatus.FAILED, failed_at=self._database.now(), errors=errors, trouble=None)
+                .values(
+                    status=BatchStatus.FAILED,
+                    failed_at=self._database.now(),
+                    errors=errors,
+                    trouble=None,
+                    paused=None,
+                )
             )
             if ended.rowcount == 0:
                 raise DutyLostError(f"Batch {duty.batch_id} had ended before its plan failed.")
@@ -245,6 +257,18 @@ class BatchLife:
                 connection.execute(update(batches).where(batches.c.id == batch_id, *due).values(**self._expiring()))
                 settle(connection, self._database, batch_id)
 
+    def raise_due(self) -> None:
+        """Lets the batches go first whose deadline is near."""
+        near = near_deadline(self._database.now())
+        with self._database.reading() as connection:
+            found = connection.scalars(select(batches.c.id).where(*near)).all()
+        for batch_id in found:
+            with self._database.writing() as connection:
+                lock_turns(connection, self._database, batch_id)
+                batch = lock_batch(connection, batch_id)
+                if batch is not None and batch.status == BatchStatus.IN_PROGRESS and not batch.raised:
+                    raise_batch(connection, batch)
+
     def settle_ending(self) -> None:
         """Lets cancelling and expiring batches end whose workers are gone without a word."""
         ending = or_(
@@ -258,7 +282,8 @@ class BatchLife:
                 settle(connection, self._database, batch_id)
 
     def _expiring(self) -> dict[str, Any]:
-        return {"status": BatchStatus.FINALIZING, "finalizing_at": self._database.now(), "expiring": True}
+        now = self._database.now()
+        return {"status": BatchStatus.FINALIZING, "finalizing_at": now, "expiring": True, "paused": None}
 
 
 def settle(connection: Connection, database: Database, batch_id: str) -> None:
@@ -270,7 +295,7 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch_id)
-            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now())
+            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now(), paused=None)
         )
         add_duty(connection, batch_id, DutyKind.ASSEMBLE)
     elif batch.status == BatchStatus.CANCELLING and batch.plan_key is None:
