@@ -30,6 +30,7 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | 
             metadata=task.metadata,
             key=names.key,
             series=names.series,
+            group=names.group,
             holder=names.holder,
             priority=task.priority,
         )

@@ -15,6 +15,7 @@ from airflow_batch_llm import clock
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.errors import ConflictError, RefusedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
+from airflow_batch_llm.hooks.progress_xcom import Tell, sent_by_trigger
 from airflow_batch_llm.hooks.waiting import ended_batch
 
 DEFERRED: Final = "deferred"
@@ -30,7 +31,8 @@ class BatchLLMTrigger(BaseTrigger):
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
-    trigger), provided that ``holder`` still holds the batch.
+    trigger), provided that ``holder`` still holds the batch. With ``progress_xcom`` the task's XCom ``progress`` says
+    how far the batch is.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         *,
         cancel_on_kill: bool = False,
+        progress_xcom: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -48,6 +51,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self.progress_xcom = progress_xcom
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -58,14 +62,16 @@ class BatchLLMTrigger(BaseTrigger):
                 "holder": self.holder,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "progress_xcom": self.progress_xcom,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event, and the end right after it: a trigger that went on would be taken for a killed one."""
         started = clock.now()
-        event = await self._event()
-        await _settle(started)
+        with sent_by_trigger(self.task_instance if self.progress_xcom else None, self.log) as tell:
+            event = await self._event(tell)
+        await settle(started)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
@@ -91,11 +97,11 @@ class BatchLLMTrigger(BaseTrigger):
         except Exception:  # nobody is left to raise to
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
-    async def _event(self) -> dict[str, Any]:
+    async def _event(self, tell: Tell) -> dict[str, Any]:
         poll_interval = timedelta(seconds=self.poll_interval)
         try:
             async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log)
+                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log, tell)
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
@@ -135,7 +141,8 @@ def check_serialises(trigger: BaseTrigger) -> None:
         raise TypeError(f"The task could not defer, so nothing was submitted: {path}: {error}.") from error
 
 
-async def _settle(started: datetime) -> None:
+async def settle(started: datetime) -> None:
+    """Waits until an event may be given by a trigger that ``started`` then."""
     left = started + SETTLE - clock.now()
     if left > timedelta(0):
         await asyncio.sleep(left.total_seconds())
