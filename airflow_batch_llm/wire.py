@@ -350,6 +350,48 @@ class BatchList(BaseModel):
     has_more: bool = False
 
 
+MOST_WATCHED: Final = 10_000
+"""Most batches of one call of ``POST /v1/batches/watch``."""
+MOST_CHANGED: Final = 500
+"""Most batches of one answer to it, which holds them all in memory."""
+MOST_WAIT_SECONDS: Final = 60
+"""Longest wait of one such call."""
+
+BATCH_ID: Final = r"^[A-Za-z0-9_-]{1,64}$"
+BatchId = Annotated[str, StringConstraints(pattern=BATCH_ID)]
+Version = Annotated[str, StringConstraints(max_length=64)]
+
+
+class BatchWatch(Strict):
+    """The body of ``POST /v1/batches/watch``."""
+
+    batches: Annotated[dict[BatchId, Version | None], Field(max_length=MOST_WATCHED)]
+    """The version of each batch that the client saw last; null for one that it never saw."""
+    wait: Annotated[float, Field(ge=0, le=MOST_WAIT_SECONDS, allow_inf_nan=False)] = 0
+    """How many seconds to wait for a change where there is none yet."""
+    changes: Literal["all", "status"] = "all"
+    """What counts as a change: everything, or a new status alone."""
+
+
+class ChangedBatch(BaseModel):
+    """A batch and the version that it was read in."""
+
+    version: str
+    batch: Batch
+
+
+class BatchChangeList(BaseModel):
+    """What differs from what the client saw; nothing where the wait ended first.
+
+    With ``has_more``, other batches differ too and come with the next call; ended batches come first.
+    """
+
+    changed: list[ChangedBatch]
+    gone: list[str]
+    """The batches that there are not, or not for this team."""
+    has_more: bool = False
+
+
 class BatchDeleted(BaseModel):
     id: str
     object: Literal["batch"] = "batch"

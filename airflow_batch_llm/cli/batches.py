@@ -16,7 +16,7 @@ from airflow_batch_llm import clock
 from airflow_batch_llm.cli.asked import Asked, batch_create
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, client_of, err, out
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
-from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed, rows_so_far
+from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed, rows_so_far
 from airflow_batch_llm.errors import BatchFailedError, NoAnswerError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.wire import Batch

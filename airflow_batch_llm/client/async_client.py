@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
 from airflow_batch_llm.client.answers import parsed, translated
-from airflow_batch_llm.client.batch_client import DEFAULT_URL, PAGE_BATCHES, TIMEOUT, cancel_body, headers, present
+from airflow_batch_llm.client.batch_client import (
+    ANSWER_SECONDS,
+    DEFAULT_URL,
+    PAGE_BATCHES,
+    TIMEOUT,
+    cancel_body,
+    headers,
+    present,
+)
 from airflow_batch_llm.client.replicas import REPEATABLE, async_transport, base_urls
-from airflow_batch_llm.wire import Batch, BatchList
+from airflow_batch_llm.wire import Batch, BatchChangeList, BatchList, BatchWatch
 
 
 class AsyncBatchClient:
-    """Looks at batches and cancels them; otherwise as :class:`~airflow_batch_llm.client.batch_client.BatchClient`."""
+    """Looks at batches, waits for them and cancels them.
+
+    Otherwise as :class:`~airflow_batch_llm.client.batch_client.BatchClient`.
+    """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout: httpx.Timeout = TIMEOUT) -> None:
         urls = base_urls(url)
@@ -38,6 +49,25 @@ class AsyncBatchClient:
         async with self._translated():
             response = await self._http.get(f"/v1/batches/{batch_id}")
         return parsed(Batch, response, self.url)
+
+    async def watch(
+        self, seen: Mapping[str, str | None], *, wait: float, changes: Literal["all", "status"]
+    ) -> BatchChangeList:
+        """Those of at most 10,000 batches that are not in the version that was ``seen`` (None: in any).
+
+        :param wait: for how many seconds, 60 at most, the service waits until there is one; it may find none.
+        :param changes: whether progress alone makes another version, or only another status does.
+        """
+        body = BatchWatch.model_construct(batches=dict(seen), wait=wait, changes=changes)
+        async with self._translated():
+            response = await self._http.post(
+                "/v1/batches/watch",
+                content=body.model_dump_json(),
+                headers={"Content-Type": "application/json"},
+                timeout=httpx.Timeout(ANSWER_SECONDS + wait, connect=TIMEOUT.connect),
+                extensions=REPEATABLE,
+            )
+        return parsed(BatchChangeList, response, self.url)
 
     async def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; with a ``holder`` it counts only while that holds it."""

@@ -25,7 +25,8 @@ from airflow_batch_llm.wire import (
 )
 
 DEFAULT_URL: Final = "http://127.0.0.1:8765"
-TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
+ANSWER_SECONDS: Final = 30.0
+TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS, connect=5.0)
 PAGE_ROWS: Final = 1000
 """Rows of one page of results: the most that the service gives."""
 PAGE_BATCHES: Final = 100

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
+from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.batch_client import BatchClient
@@ -57,9 +58,14 @@ class BatchLLMHook(BaseHook):
 
     async def aget_conn(self) -> AsyncBatchClient:
         """A new client for an event loop; the caller closes it."""
-        address = ServiceAddress.of(await _aget_connection(self.conn_id))
         # Making one reads the certificates from disk, which would hold up every other trigger.
-        return await asyncio.to_thread(address.async_client)
+        return await asyncio.to_thread((await self.aget_address()).async_client)
+
+    async def aget_address(self) -> ServiceAddress:
+        """What the connection says now, for an event loop."""
+        connection = await _aget_connection(self.conn_id)
+        # Reading the extra tells Airflow's supervisor of secrets in it, which blocks: on the loop it would be refused.
+        return await sync_to_async(ServiceAddress.of)(connection)
 
     def has_extensions(self, client: BatchClient) -> bool:
         """Whether the service takes more than OpenAI's API has: tables, keys, holders. One call, at most."""

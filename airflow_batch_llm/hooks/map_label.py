@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Context
 
-from airflow_batch_llm.client.watch import rows_so_far
+from airflow_batch_llm.client.texts import rows_so_far
 from airflow_batch_llm.wire import Batch
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol
 
-from airflow_batch_llm.client.watch import rows_so_far
+from airflow_batch_llm.client.texts import rows_so_far
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import Batch
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed
+from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed
 from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
 from airflow_batch_llm.wire import Batch
 

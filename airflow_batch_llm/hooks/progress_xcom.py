@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm import clock
-from airflow_batch_llm.client.watch import rows_so_far
+from airflow_batch_llm.client.texts import rows_so_far
 from airflow_batch_llm.wire import Batch
 
 KEY: Final = "progress"

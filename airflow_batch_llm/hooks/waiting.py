@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from airflow_batch_llm import clock
-from airflow_batch_llm.client.watch import Watch, progress_line
+from airflow_batch_llm.client.texts import progress_line
+from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.hooks.address import ServiceAddress
 from airflow_batch_llm.hooks.progress_xcom import Tell, nobody
 from airflow_batch_llm.models import BatchStatus
@@ -40,13 +43,14 @@ class ProgressLog:
             self._status, self._line, self._next_at = batch.status, line, now + QUIET
 
 
-async def ended_batch(watch: Watch, log: Log, tell: Tell = nobody) -> Batch:
+async def ended_batch(snapshots: AsyncGenerator[Batch], log: Log, tell: Tell = nobody) -> Batch:
     """The batch, once it ended; ``tell`` is told of each look before. A service that does not answer is waited for."""
     progress = ProgressLog(log)
-    async for batch in watch.snapshots():
-        progress.saw(batch, now=clock.now())
-        if not batch.status.ended:
-            tell(batch)
+    async with aclosing(snapshots):
+        async for batch in snapshots:
+            progress.saw(batch, now=clock.now())
+            if not batch.status.ended:
+                tell(batch)
     return batch
 
 
@@ -65,7 +69,7 @@ def wait_here(
         async with address.async_client() as client:
             try:
                 async with asyncio.timeout(at_most.total_seconds() if at_most is not None else None):
-                    return await ended_batch(Watch(client, batch_id, poll_interval), log, tell)
+                    return await ended_batch(Watch(client, batch_id, poll_interval).snapshots(), log, tell)
             except TimeoutError:
                 return None
 

@@ -105,7 +105,8 @@ class BatchLLMOperator(BaseOperator):
     :param deferrable: whether to wait in the triggerer, which is the default whatever
         ``[operators] default_deferrable`` says, because a batch takes long and a worker slot is dear.
     :param cancel_on_kill: whether the batch is cancelled with the task: killed, failed, cleared or timed out.
-    :param poll_interval: seconds between two looks at the batch.
+    :param poll_interval: seconds between two looks at the batch, where it is looked at by itself: in a worker, and on
+        other servers. In a triggerer one request waits for all batches of our service.
     :param timeout: how long the batch may take in all, counted anew in each try.
     :param inline_wait: seconds to wait in the worker before deferring. A batch shorter than this never defers.
     :param progress_xcom: whether the task's XCom ``progress`` says how far the batch is, also while it is deferred.
@@ -392,4 +393,5 @@ class BatchLLMOperator(BaseOperator):
             poll_interval=self.poll_interval,
             cancel_on_kill=self.cancel_on_kill,
             progress_xcom=self.progress_xcom,
+            shared=holder is not None,  # a server without holders has nothing to wait for all batches with, either
         )

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.client.standing import standing
-from airflow_batch_llm.client.watch import rows_so_far, why_it_ended
+from airflow_batch_llm.client.texts import rows_so_far, why_it_ended
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import Batch
 

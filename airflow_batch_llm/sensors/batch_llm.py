@@ -132,15 +132,20 @@ class BatchLLMSensor(BaseSensorOperator):
         if self._ended(batches):
             return self._result(awaited, batches)
         return self.defer(
-            trigger=self._trigger(awaited),
+            trigger=self._trigger(awaited, batches),
             method_name="execute_complete",
             kwargs={"until": until.isoformat()},
             timeout=max(until - clock.now(), timedelta(seconds=1)),
         )
 
-    def _trigger(self, awaited: Awaited) -> BaseTrigger:
+    def _trigger(self, awaited: Awaited, batches: list[Batch]) -> BaseTrigger:
         if awaited.batch_id is not None:
-            return BatchLLMTrigger(self.conn_id, awaited.batch_id, poll_interval=self.poke_interval)
+            return BatchLLMTrigger(
+                self.conn_id,
+                awaited.batch_id,
+                poll_interval=self.poke_interval,
+                shared=batches[0].team is not None,  # only our service says so
+            )
         return BatchLLMSearchTrigger(
             self.conn_id, key=awaited.key, group=awaited.group, poll_interval=self.poke_interval
         )

@@ -7,22 +7,23 @@ late it is committed and whichever process commits it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import anyio.to_thread
 
-from airflow_batch_llm.store.changes import BatchChanges, Seen, status_in
+from airflow_batch_llm.store.changes import IDS_PER_QUERY, BatchChanges, Seen, status_in, statuses_seen
 from airflow_batch_llm.store.database import StoreTroubleError
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5
 """How soon a change is noticed."""
-MOST_LOAD: Final = 0.25
+MOST_LOAD: Final = 0.1
 """How much of the time may go into looking: with very many batches the looks become rarer."""
 
 
@@ -38,6 +39,17 @@ class Watch:
     status_only: bool = False
     woken: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
+    @functools.cached_property
+    def statuses(self) -> str | None:
+        """What the database needs to compare by itself, for a watch of so many batches that it is worth it."""
+        if not self.status_only or len(self.seen) <= IDS_PER_QUERY:
+            return None
+        return statuses_seen(self.seen)
+
+    def of(self, batch_ids: Iterable[str]) -> Watch:
+        """The same for these batches alone."""
+        return Watch(self.team, {batch_id: self.seen[batch_id] for batch_id in batch_ids}, self.status_only)
+
     def changed(self, found: Mapping[str, Seen]) -> dict[str, str]:
         """The batches that differ from what was seen, with their versions."""
         return {
@@ -45,6 +57,9 @@ class Watch:
             for batch_id, seen in self.seen.items()
             if self._sees(found, batch_id) and self._differs(seen, found[batch_id].version)
         }
+
+    def differs(self, found: Mapping[str, Seen]) -> bool:
+        return bool(self.changed(found) or self.gone(found))
 
     def gone(self, found: Mapping[str, Seen]) -> list[str]:
         """The batches that there are not, or not for this team."""
@@ -75,6 +90,12 @@ class Changes:
     def waiting(self) -> int:
         """How many wait now."""
         return len(self._waiting)
+
+    def look(self, watch: Watch) -> tuple[Watch, dict[str, Seen]]:
+        """What was found, and the watch of those of its batches that can have changed."""
+        if watch.statuses is not None:
+            watch = watch.of(self.batches.differing(watch.team, watch.statuses))
+        return watch, self.batches.versions(watch.seen)
 
     async def wait(self, watch: Watch, seconds: float | None = None) -> None:
         """Returns once something that is watched differs from what was seen, the time is up or the service ends."""
@@ -117,5 +138,10 @@ class Changes:
         return []
 
     def _differing(self, watches: list[Watch]) -> list[Watch]:
-        found = self.batches.versions(set[str]().union(*(watch.seen for watch in watches)))
-        return [watch for watch in watches if watch.changed(found) or watch.gone(found)]
+        small = [watch for watch in watches if watch.statuses is None]
+        found = self.batches.versions(set[str]().union(*(watch.seen for watch in small)))
+        return [
+            watch
+            for watch in watches
+            if (self.batches.differing(watch.team, watch.statuses, limit=1) if watch.statuses else watch.differs(found))
+        ]

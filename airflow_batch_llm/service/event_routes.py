@@ -6,14 +6,13 @@ What is derived at the time of a look (rates, the time left, which workers serve
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Final
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, Field, StringConstraints
 
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import Reader, State
@@ -21,49 +20,11 @@ from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import as_batch
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.store.changes import Seen, status_in
+from airflow_batch_llm.store.changes import status_in
 from airflow_batch_llm.store.database import StoreTroubleError
-from airflow_batch_llm.wire import Batch, Strict
-
-MOST_WATCHED: Final = 10_000
-MOST_CHANGED: Final = 500
-"""Most batches of one answer, which holds them all in memory."""
-MOST_WAIT_SECONDS: Final = 60
+from airflow_batch_llm.wire import MOST_CHANGED, BatchChangeList, BatchWatch, ChangedBatch
 
 router: Final = APIRouter()
-
-BatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Version = Annotated[str, StringConstraints(max_length=64)]
-
-
-class BatchWatch(Strict):
-    """The body of ``POST /v1/batches/watch``."""
-
-    batches: Annotated[dict[BatchId, Version | None], Field(max_length=MOST_WATCHED)]
-    """The version of each batch that the client saw last; null for one that it never saw."""
-    wait: Annotated[float, Field(ge=0, le=MOST_WAIT_SECONDS, allow_inf_nan=False)] = 0
-    """How many seconds to wait for a change where there is none yet."""
-    changes: Literal["all", "status"] = "all"
-    """What counts as a change: everything, or a new status alone."""
-
-
-class ChangedBatch(BaseModel):
-    """A batch and the version that it was read in."""
-
-    version: str
-    batch: Batch
-
-
-class BatchChangeList(BaseModel):
-    """What differs from what the client saw; nothing where the wait ended first.
-
-    With ``has_more``, other batches differ too and come with the next call; ended batches come first.
-    """
-
-    changed: list[ChangedBatch]
-    gone: list[str]
-    """The batches that there are not, or not for this team."""
-    has_more: bool = False
 
 
 def service_changes(request: Request) -> Changes:
@@ -86,11 +47,11 @@ async def watch_batches(
 ) -> BatchChangeList:
     """The batches that differ from what the caller saw: at once if there are any, else as soon as there are."""
     watch = Watch(team, body.batches, status_only=body.changes == "status")
-    found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
-    if body.wait and not watch.changed(found) and not watch.gone(found):
+    answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
+    if body.wait and not answer.changed and not answer.gone:
         await _while_connected(request, changes.wait(watch, body.wait))
-        found = await anyio.to_thread.run_sync(changes.batches.versions, body.batches)
-    return await anyio.to_thread.run_sync(_answer, state, changes, watch, found)
+        answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
+    return answer
 
 
 @router.get("/v1/batches/{batch_id}/events", response_class=EventSourceResponse, responses=problems(400, 401, 404, 503))
@@ -135,7 +96,8 @@ async def _while_connected(request: Request, waiting: Awaitable[None]) -> None:
         group.cancel_scope.cancel()
 
 
-def _answer(state: ServiceState, changes: Changes, watch: Watch, found: Mapping[str, Seen]) -> BatchChangeList:
+def _answer(state: ServiceState, changes: Changes, watch: Watch) -> BatchChangeList:
+    watch, found = changes.look(watch)
     changed = watch.changed(found)
     chosen = sorted(changed, key=lambda batch_id: _turn(changed[batch_id]))[:MOST_CHANGED]
     return BatchChangeList(

@@ -12,15 +12,20 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.client.async_client import AsyncBatchClient
+from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.errors import ConflictError, RefusedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.progress_xcom import Tell, sent_by_trigger
 from airflow_batch_llm.hooks.waiting import ended_batch
+from airflow_batch_llm.wire import Batch
 
 DEFERRED: Final = "deferred"
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
+LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
+"""Seconds between tries to read a connection, ten minutes in all."""
 SETTLE: Final = timedelta(seconds=5)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
@@ -33,6 +38,9 @@ class BatchLLMTrigger(BaseTrigger):
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
     trigger), provided that ``holder`` still holds the batch. With ``progress_xcom`` the task's XCom ``progress`` says
     how far the batch is.
+
+    With ``shared`` one request waits for the batches of all triggers of a triggerer and a connection, whose service
+    must be ours. Else this one looks every ``poll_interval`` seconds by itself.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class BatchLLMTrigger(BaseTrigger):
         *,
         cancel_on_kill: bool = False,
         progress_xcom: bool = False,
+        shared: bool | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -52,6 +61,8 @@ class BatchLLMTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
         self.progress_xcom = progress_xcom
+        # A trigger that an older version stored does not say, but only our service has holders.
+        self.shared = holder is not None if shared is None else shared
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -63,6 +74,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
                 "progress_xcom": self.progress_xcom,
+                "shared": self.shared,
             },
         )
 
@@ -98,13 +110,33 @@ class BatchLLMTrigger(BaseTrigger):
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
     async def _event(self, tell: Tell) -> dict[str, Any]:
-        poll_interval = timedelta(seconds=self.poll_interval)
         try:
-            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log, tell)
+            batch = await (self._watched(tell) if self.shared else self._looked_at(tell))
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
+
+    async def _watched(self, tell: Tell) -> Batch:
+        """The batch once it ended, by the one request that waits for all batches of the connection."""
+        watch = SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
+        return await ended_batch(watch.snapshots(self.batch_id), self.log, tell)
+
+    async def _looked_at(self, tell: Tell) -> Batch:
+        """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
+        poll_interval = timedelta(seconds=self.poll_interval)
+        async with await self._client() as client:
+            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log, tell)
+
+    async def _client(self) -> AsyncBatchClient:
+        """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
+        hook = BatchLLMHook(self.conn_id)
+        for pause in LOOKUP_PAUSES:
+            try:
+                return await hook.aget_conn()
+            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+                self.log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", self.conn_id, error, pause)
+                await asyncio.sleep(pause)
+        return await hook.aget_conn()
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

@@ -11,8 +11,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.async_client import AsyncBatchClient
+from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.standing import standing
-from airflow_batch_llm.client.watch import LONGEST_PAUSE, Watch
+from airflow_batch_llm.client.watch import LONGEST_PAUSE
 from airflow_batch_llm.errors import NoAnswerError, RefusedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
@@ -61,12 +62,12 @@ class BatchLLMSearchTrigger(BaseTrigger):
             if found and not living:
                 return
             for batch in living:
-                await self._ended(client, batch.id)
+                await ended_batch(self._watch().snapshots(batch.id), self.log)
             if not found:
                 await asyncio.sleep(self.poll_interval)
 
-    async def _ended(self, client: AsyncBatchClient, batch_id: str) -> None:
-        await ended_batch(Watch(client, batch_id, timedelta(seconds=self.poll_interval)), self.log)
+    def _watch(self) -> SharedWatch:
+        return SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
 
     async def _found(self, client: AsyncBatchClient) -> list[Batch]:
         """The batches, once the service answers."""

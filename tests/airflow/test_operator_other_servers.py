@@ -15,7 +15,7 @@ from conftest import task_instance
 from foreign_server import ForeignServer, running_foreign_server
 
 from airflow_batch_llm.client.plain_server import KEY
-from airflow_batch_llm.client.watch import progress_line
+from airflow_batch_llm.client.texts import progress_line
 from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
@@ -356,8 +356,10 @@ def test_a_cancel_elsewhere_has_no_body(foreign: ForeignServer) -> None:
 
 
 def test_a_trigger_stored_by_an_older_version_still_loads() -> None:
+    """Nobody but our service has holders, so it says without saying so whose batch it is."""
     stored = {"conn_id": "c", "batch_id": "b", "holder": "try-1", "poll_interval": 5.0, "cancel_on_kill": True}
-    assert BatchLLMTrigger(**stored).serialize()[1] == stored
+    assert BatchLLMTrigger(**stored).serialize()[1] == stored | {"shared": True}
+    assert BatchLLMTrigger(**stored | {"holder": None}).serialize()[1]["shared"] is False
 
 
 @pytest.mark.parametrize("deferrable", [True, False])

@@ -13,6 +13,9 @@ from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 from conftest import task_instance
 
+from airflow_batch_llm.client import shared_watch
+from airflow_batch_llm.client.shared_watch import SharedWatch
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.triggers.batch_llm import ENDINGS, BatchLLMTrigger, check_serialises
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
 
@@ -53,7 +56,8 @@ def test_a_trigger_survives_airflows_storing_of_it() -> None:
 
 def test_a_trigger_holds_ids_and_numbers_only() -> None:
     _, arguments = trigger("batch_1").serialize()
-    assert sorted(arguments) == ["batch_id", "cancel_on_kill", "conn_id", "holder", "poll_interval", "progress_xcom"]
+    known = ["batch_id", "cancel_on_kill", "conn_id", "holder", "poll_interval", "progress_xcom", "shared"]
+    assert sorted(arguments) == known
 
 
 def test_what_airflow_could_not_store_is_refused() -> None:
@@ -73,6 +77,39 @@ async def test_a_batch_that_is_gone_is_an_event_too(connected: Any, batch_id: st
     events = [event.payload async for event in trigger("batch_nowhere").run()]
     assert [event["batch_id"] for event in events] == ["batch_nowhere"]
     assert "batch_nowhere" in events[0]["error"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_connection_that_cannot_be_read_for_a_moment_fails_nobody(
+    shared: bool, connected: Any, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_watch, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.LOOKUP_PAUSES", (0.01, 0.01))
+    failures, read = [RuntimeError("Airflow's API is away")] * 2, BatchLLMHook.aget_address
+
+    async def sometimes(self: BatchLLMHook) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(self)
+
+    monkeypatch.setattr(BatchLLMHook, "aget_address", sometimes)
+    connected.client.cancel(batch_id)
+    events = [event.payload async for event in trigger(batch_id, shared=shared).run()]
+    assert events == [{"batch_id": batch_id, "status": "cancelled"}]
+
+
+async def test_a_cancelled_trigger_leaves_nothing_behind(connected: Any, batch_id: str) -> None:
+    watching = asyncio.create_task(anext(trigger(batch_id).run()))
+    watch = SharedWatch.of(CONN_ID, BatchLLMHook(CONN_ID).aget_conn)
+    while not watch._groups:  # noqa: ASYNC110 (who joins tells nobody)
+        await asyncio.sleep(0)
+    (group,) = watch._groups
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    assert watch._groups == []
+    await group._asking
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("ended_as", ["failed", "success", "skipped", None])

@@ -26,12 +26,12 @@ from airflow_batch_llm.service import event_routes
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.store.changes import BatchChanges, Seen
+from airflow_batch_llm.store.changes import BatchChanges, Seen, statuses_seen
 from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.tables import batches, tokens
 from airflow_batch_llm.wire import Batch
 from tests.conftest import RunningService, eventually
-from tests.postgres import BOTH_STORES_IF_WHOLE
+from tests.postgres import BOTH_STORES, BOTH_STORES_IF_WHOLE
 from tests.service.answering import AnsweringWorker
 from tests.service.test_service_bad_input import submit
 from tests.store.test_store_chunks import TEAM, Store, store
@@ -287,6 +287,26 @@ def test_a_watch_of_statuses_lets_rows_go_by(service: RunningService, events: Ev
     assert len(events.watch(seen, wait=60, changes="status").json()["changed"]) == 1
 
 
+def test_a_watch_of_very_many_statuses_tells_the_same(
+    service: RunningService, events: Events, their_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above some hundred the database compares them."""
+    many: dict[str, str | None] = {f"batch_{number}": "validating.0" for number in range(600)}
+    known, new, cancelled = (submit(service, "s.jsonl", f"{name}.jsonl") for name in "tuv")
+    seen = {known.id: events.version(known), new.id: None, cancelled.id: events.version(cancelled)}
+    service.client.cancel(cancelled.id)
+    answer = events.watch(many | seen, wait=60, changes="status").json()
+    assert {changed["batch"]["id"] for changed in answer["changed"]} == {new.id, cancelled.id}
+    assert sorted(answer["gone"]) == sorted(many)
+    assert len(events.watch(many | seen, token=their_token, changes="status").json()["gone"]) == 603
+    monkeypatch.setattr(changes_module, "IDS_PER_QUERY", 0)
+    thread, answers = later(lambda: events.watch({known.id: seen[known.id]}, wait=60, changes="status").json())
+    eventually(lambda: events.changes.waiting == 1)
+    service.client.cancel(known.id)
+    thread.join(SOON)
+    assert [changed["batch"]["status"] for changed in answers[0]["changed"]] == ["cancelled"]
+
+
 @pytest.fixture
 def their_token(service: RunningService) -> Iterator[str]:
     """The token of another team."""
@@ -441,6 +461,20 @@ async def test_a_thousand_waiters_cost_one_look_and_only_those_concerned_are_wok
     await looking
     assert waited.waiting == 0
     assert len(counting.looks) <= looks + 1
+
+
+@BOTH_STORES
+def test_the_database_compares_statuses_by_itself(store: Store) -> None:
+    looked = BatchChanges(store.database)
+    ids = [store.submit() for _ in range(4)]
+    seen = {batch_id: found.version for batch_id, found in looked.versions(ids).items()}
+    with store.database.writing() as connection:
+        connection.execute(update(batches).where(batches.c.id == ids[0]).values(status="completed"))
+        connection.execute(update(batches).where(batches.c.id == ids[1]).values(rows_done=9))
+        connection.execute(update(batches).where(batches.c.id == ids[2]).values(team="another team"))
+    statuses = statuses_seen(seen | {"nowhere": None, ids[3]: None})
+    assert sorted(looked.differing(TEAM, statuses)) == sorted([ids[0], ids[2], ids[3], "nowhere"])
+    assert len(looked.differing(TEAM, statuses, limit=1)) == 1
 
 
 @pytest.mark.parametrize(
