@@ -130,7 +130,7 @@ class SharedWriter:
     def put(self, place: Place, value: dict[str, Any], log: Log) -> None:
         # Airflow 3.4 finds the task that a call is for in the context of its trigger, and so does the trigger's log.
         self._waiting[place] = _Value(value, log, contextvars.copy_context())
-        if self._writing is None:
+        if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all(), context=contextvars.Context())
 
     def drop(self, place: Place) -> None:
@@ -143,7 +143,6 @@ class SharedWriter:
             waiting = self._waiting.pop(place)
             await loop.create_task(_set(place, waiting), context=waiting.context)
             await asyncio.sleep(PAUSE)
-        self._writing = None
 
 
 _WRITERS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, SharedWriter]] = WeakKeyDictionary()
