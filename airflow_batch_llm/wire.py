@@ -116,6 +116,8 @@ class BatchCreate(Strict):
     series: Name | None = None
     """What successive batches have in common that replace one another (in Airflow: the task instance).
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
+    group: Name | None = None
+    """What batches have in common that somebody looks at together (in Airflow: the Dag run). It has no effect."""
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
     priority: Annotated[int, Field(ge=LEAST_PRIORITY, le=GREATEST_PRIORITY)] = 0
@@ -264,6 +266,7 @@ class Batch(BaseModel):
     dataset: DatasetSpec | None = None
     key: str | None = None
     series: str | None = None
+    group: str | None = None
     generation: int = 1
     holder: str | None = None
     team: str | None = None
@@ -300,6 +303,10 @@ class TargetFile(BaseModel):
     sha256: str
 
 
+FOLDER_MANIFEST: Final = "_manifest.json"
+"""The name of the manifest in a target that is a folder."""
+
+
 class Manifest(BaseModel):
     """What a batch left behind: which files are its target, and counts that add up.
 
@@ -322,6 +329,8 @@ class Manifest(BaseModel):
     rows: int
     counts: dict[str, int]
     """Rows by ``llm_status``; the values add up to ``rows``."""
+    failures: dict[str, int] = {}
+    """Rows that are not ``success`` by the code that their ``llm_error`` begins with."""
     rows_duplicate: int = 0
     rows_reused: int = 0
     prompt_tokens: int
@@ -329,6 +338,11 @@ class Manifest(BaseModel):
     gpu_seconds: float
     created_at: int
     finished_at: int
+
+    @property
+    def uri(self) -> str:
+        """Where it stands itself."""
+        return f"{self.folder}/{FOLDER_MANIFEST}" if self.folder else f"{self.files[0].uri}.manifest.json"
 
 
 OPENAI_BATCH_FIELDS: Final = frozenset(list(Batch.model_fields)[: list(Batch.model_fields).index("usage") + 1])

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 
 from airflow_batch_llm.client.answers import parsed, translated
-from airflow_batch_llm.client.batch_client import ANSWER_SECONDS, DEFAULT_URL, TIMEOUT, cancel_body, headers
+from airflow_batch_llm.client.batch_client import (
+    ANSWER_SECONDS,
+    DEFAULT_URL,
+    PAGE_BATCHES,
+    TIMEOUT,
+    cancel_body,
+    headers,
+    present,
+)
 from airflow_batch_llm.client.replicas import REPEATABLE, async_transport, base_urls
-from airflow_batch_llm.wire import Batch, BatchChangeList, BatchWatch
+from airflow_batch_llm.wire import Batch, BatchChangeList, BatchList, BatchWatch
 
 
 class AsyncBatchClient:
@@ -67,6 +75,27 @@ class AsyncBatchClient:
             path = f"/v1/batches/{batch_id}/cancel"
             response = await self._http.post(path, json=cancel_body(holder), extensions=REPEATABLE)
         return parsed(Batch, response, self.url)
+
+    async def find(self, key: str) -> Batch | None:
+        """The newest generation of the batch under a key; None where no batch was ever submitted under it."""
+        page = await self._page(key=key, limit=1)
+        return page.data[0] if page.data else None
+
+    async def of_group(self, group: str) -> AsyncIterator[Batch]:
+        """All batches that were submitted with a group, newest first, page after page."""
+        after: str | None = None
+        while True:
+            page = await self._page(group=group, after=after, limit=PAGE_BATCHES)
+            for batch in page.data:
+                yield batch
+            after = page.last_id
+            if not page.has_more:
+                return
+
+    async def _page(self, **params: Any) -> BatchList:
+        async with self._translated():
+            response = await self._http.get("/v1/batches", params=present(**params))
+        return parsed(BatchList, response, self.url)
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:

@@ -29,6 +29,8 @@ ANSWER_SECONDS: Final = 30.0
 TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS, connect=5.0)
 PAGE_ROWS: Final = 1000
 """Rows of one page of results: the most that the service gives."""
+PAGE_BATCHES: Final = 100
+"""Batches of one page: the most that the service gives."""
 UPLOAD_SECONDS: Final = 3600.0
 """A file of gigabytes is answered only once the service has stored it."""
 
@@ -91,9 +93,22 @@ class BatchClient:
     def get(self, batch_id: str) -> Batch:
         return self._call(Batch, "GET", f"/v1/batches/{batch_id}")
 
-    def list(self, *, after: str | None = None, limit: int = 20) -> BatchList:
-        """One page of batches, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 100."""
-        return self._call(BatchList, "GET", "/v1/batches", params=_present(after=after, limit=limit))
+    def list(self, *, after: str | None = None, limit: int = 20, group: str | None = None) -> BatchList:
+        """One page of batches, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 100.
+
+        With ``group`` only those that were submitted with that group.
+        """
+        return self._call(BatchList, "GET", "/v1/batches", params=present(after=after, limit=limit, group=group))
+
+    def of_group(self, group: str) -> Iterator[Batch]:
+        """All batches that were submitted with a group, newest first, page after page."""
+        after: str | None = None
+        while True:
+            page = self.list(after=after, limit=PAGE_BATCHES, group=group)
+            yield from page.data
+            after = page.last_id
+            if not page.has_more:
+                return
 
     def find(self, key: str) -> Batch | None:
         """The newest generation of the batch under a key; None where no batch was ever submitted under it."""
@@ -140,7 +155,7 @@ class BatchClient:
         after, left = None, limit
         while left is None or left > 0:
             asked = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
-            params = _present(after=after, limit=asked, status=status)
+            params = present(after=after, limit=asked, status=status)
             page = self._call(ResultPage, "GET", f"/v1/batches/{batch_id}/results", params=params)
             yield from page.data
             after = page.last_id
@@ -218,5 +233,6 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(pieces)
 
 
-def _present(**values: Any) -> dict[str, Any]:
+def present(**values: Any) -> dict[str, Any]:
+    """The parameters of a call that have a value."""
     return {name: value for name, value in values.items() if value is not None}

@@ -56,10 +56,13 @@ def asset_extra(batch: Batch) -> dict[str, Any]:
         return {"batch_id": batch.id}
     return {
         "batch_id": batch.id,
+        "manifest": manifest.uri,
         "model": manifest.model,
         "files": [file.uri for file in manifest.files],
         "rows": manifest.rows,
         "counts": dict(manifest.counts),
+        "prompt_tokens": manifest.prompt_tokens,
+        "completion_tokens": manifest.completion_tokens,
     }
 
 

@@ -12,6 +12,7 @@ from airflow_batch_llm import clock
 from airflow_batch_llm.client.texts import progress_line
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.hooks.address import ServiceAddress
+from airflow_batch_llm.hooks.progress_xcom import Tell, nobody
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import Batch
 
@@ -42,17 +43,25 @@ class ProgressLog:
             self._status, self._line, self._next_at = batch.status, line, now + QUIET
 
 
-async def ended_batch(snapshots: AsyncGenerator[Batch], log: Log) -> Batch:
-    """The batch, once it ended. A service that does not answer is waited for."""
+async def ended_batch(snapshots: AsyncGenerator[Batch], log: Log, tell: Tell = nobody) -> Batch:
+    """The batch, once it ended; ``tell`` is told of each look before. A service that does not answer is waited for."""
     progress = ProgressLog(log)
     async with aclosing(snapshots):
         async for batch in snapshots:
             progress.saw(batch, now=clock.now())
+            if not batch.status.ended:
+                tell(batch)
     return batch
 
 
 def wait_here(
-    address: ServiceAddress, batch_id: str, *, poll_interval: timedelta, at_most: timedelta | None, log: Log
+    address: ServiceAddress,
+    batch_id: str,
+    *,
+    poll_interval: timedelta,
+    at_most: timedelta | None,
+    log: Log,
+    tell: Tell = nobody,
 ) -> Batch | None:
     """Blocks until the batch ends and gives it, or None if that takes longer than ``at_most``."""
 
@@ -60,7 +69,7 @@ def wait_here(
         async with address.async_client() as client:
             try:
                 async with asyncio.timeout(at_most.total_seconds() if at_most is not None else None):
-                    return await ended_batch(Watch(client, batch_id, poll_interval).snapshots(), log)
+                    return await ended_batch(Watch(client, batch_id, poll_interval).snapshots(), log, tell)
             except TimeoutError:
                 return None
 

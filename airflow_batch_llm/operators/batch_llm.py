@@ -15,7 +15,11 @@ from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
+from airflow_batch_llm.hooks.failures import log_failures
+from airflow_batch_llm.hooks.map_label import label
+from airflow_batch_llm.hooks.metrics import send_metrics
 from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, refusals_fail_the_task
+from airflow_batch_llm.hooks.progress_xcom import nobody, push_end, pushed
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
 from airflow_batch_llm.models import EMBEDDINGS
@@ -113,6 +117,9 @@ class BatchLLMOperator(BaseOperator):
         other servers. In a triggerer one request waits for all batches of our service.
     :param timeout: how long the batch may take in all, counted anew in each try.
     :param inline_wait: seconds to wait in the worker before deferring. A batch shorter than this never defers.
+    :param progress_xcom: whether the task's XCom ``progress`` says how far the batch is, also while it is deferred.
+
+    In ``map_index_template`` the names ``batch_id``, ``rows`` and ``rows_failed`` are known once the task has ended.
     """
 
     template_fields: Sequence[str] = ("source", "target", "model", "constants", "input_file_id", "metadata", "deadline")
@@ -163,6 +170,7 @@ class BatchLLMOperator(BaseOperator):
         poll_interval: float = 5.0,
         timeout: timedelta | None = None,
         inline_wait: float = 10.0,
+        progress_xcom: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -224,6 +232,7 @@ class BatchLLMOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.inline_wait = inline_wait
+        self.progress_xcom = progress_xcom
 
     @cached_property
     def hook(self) -> BatchLLMHook:
@@ -235,9 +244,10 @@ class BatchLLMOperator(BaseOperator):
         names = self._names(context)
         check_serialises(self._trigger("batch_0", names.holder))
         batch, held = self._submitted(names, context)
+        label(context, batch)
         if not self.wait_for_completion:
             return batch.id
-        batch = self._waited_here(batch, held, started)
+        batch = self._waited_here(batch, held, started, context["ti"])
         if batch.status.ended:
             return self._finished(batch, context)
         return self.defer(
@@ -246,12 +256,12 @@ class BatchLLMOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any], **_: Any) -> Any:
         """Takes over when the batch has ended. Knows nothing but the event, and asks the service for the rest."""
+        self.batch_url = self.hook.address.batch_url(event["batch_id"])
         if "error" in event:
             raise AirflowException(
                 f"Batch {event['batch_id']} cannot be followed any more: {event['error']} "
                 "A retry finds it again, or submits it anew if it is gone."
             )
-        self.batch_url = self.hook.address.batch_url(event["batch_id"])
         with self.hook.get_conn() as client:
             batch = client.get(event["batch_id"])
         return self._finished(batch, context)
@@ -318,7 +328,7 @@ class BatchLLMOperator(BaseOperator):
         self.batch_url = self.hook.address.batch_url(batch.id)
         return batch
 
-    def _waited_here(self, batch: Batch, held: HeldBatch, started: datetime) -> Batch:
+    def _waited_here(self, batch: Batch, held: HeldBatch, started: datetime, ti: Any) -> Batch:
         """The batch after the inline wait; for a task that does not defer, once it ended."""
         if batch.status.ended:
             return batch
@@ -327,7 +337,14 @@ class BatchLLMOperator(BaseOperator):
             inline = timedelta(seconds=self.inline_wait)
             at_most = inline if at_most is None else min(inline, at_most)
             every = min(every, INLINE_POLL)
-        ended = wait_here(self.hook.address, batch.id, poll_interval=every, at_most=at_most, log=self.log)
+        ended = wait_here(
+            self.hook.address,
+            batch.id,
+            poll_interval=every,
+            at_most=at_most,
+            log=self.log,
+            tell=pushed(ti, self.log) if self.progress_xcom else nobody,
+        )
         if ended is None and not self.deferrable:
             raise AirflowException(f"The batch was not done within {self.timeout}. {self._end(held)}")
         return ended or batch
@@ -343,12 +360,21 @@ class BatchLLMOperator(BaseOperator):
         if self.estimates:
             self.outlets = []  # nothing was written that an asset's event could tell of
             return estimated(batch, self.log)
+        self._show_end(batch, context)
         result = outcome(batch, self.log)
         self._check_budget(batch)
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = asset_extra(batch)
         return result
+
+    def _show_end(self, batch: Batch, context: Context) -> None:
+        """Leaves in Airflow how the batch ended: in the log, the XCom, the label of a mapped task and the metrics."""
+        label(context, batch)
+        if self.progress_xcom:
+            push_end(context["ti"], batch, self.log)
+        send_metrics(batch, context["ti"], self.log)
+        log_failures(batch, self.hook.get_conn, self.log)
 
     def _check_budget(self, batch: Batch) -> None:
         if limit := self.budget.broken_by(batch):
@@ -382,5 +408,6 @@ class BatchLLMOperator(BaseOperator):
             holder=holder,
             poll_interval=self.poll_interval,
             cancel_on_kill=self.cancel_on_kill,
+            progress_xcom=self.progress_xcom,
             shared=holder is not None,  # a server without holders has nothing to wait for all batches with, either
         )

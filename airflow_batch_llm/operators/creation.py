@@ -32,6 +32,7 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, queue: QueuePlac
             metadata=task.metadata,
             key=names.key,
             series=names.series,
+            group=names.group,
             holder=names.holder,
             **asdict(queue),
         )

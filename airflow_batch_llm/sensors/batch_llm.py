@@ -1,53 +1,96 @@
-"""The sensor that waits for a batch that something else submitted."""
+"""The sensor that waits for batches that something else submitted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
-from airflow_batch_llm.hooks.outcome import outcome
+from airflow_batch_llm.hooks.failures import log_failures
+from airflow_batch_llm.hooks.names import run_group
+from airflow_batch_llm.hooks.outcome import outcome, refusals_fail_the_task
 from airflow_batch_llm.hooks.waiting import ProgressLog
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
+from airflow_batch_llm.sensors.awaited import Awaited, summary
 from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger
+from airflow_batch_llm.triggers.search import BatchLLMSearchTrigger
 from airflow_batch_llm.wire import Batch
+
+UNNAMED: Final[Any] = object()
+"""Not given at all; None may be what another task left."""
+ON_EMPTY: Final = ("wait", "done")
 
 
 class BatchLLMSensor(BaseSensorOperator):
-    """Waits until a batch has ended, and gives its manifest. Never cancels it: the batch is somebody else's.
+    """Waits until batches have ended. Never cancels them: they are somebody else's.
 
-    Fails as ``BatchLLMOperator`` does where the batch did not complete. ``timeout``, ``mode``, ``soft_fail`` and the
-    rest are those of every sensor.
+    By ``batch_id`` or ``key`` it waits for one batch, and its result is that of the ``BatchLLMOperator``: the manifest.
+    Without either it waits for all batches that tasks of a Dag run have submitted, of its own run unless
+    ``external_dag_id`` or ``external_run_id`` name another one; then the result is a list of ``{"batch_id",
+    "manifest", "rows", "rows_failed"}``, one for each, where ``manifest`` is the place of the manifest. Where a task
+    was cleared its last batch counts.
+
+    It fails where a batch did not complete: without retries where that was named by its id. A key that nobody has used
+    yet, or a run without a batch, is waited for like a batch that is not done, because it may yet come; see
+    ``on_empty``. ``timeout``, ``soft_fail``, ``never_fail`` and, for a sensor that does not defer, ``mode`` are those
+    of every sensor. ``soft_fail`` also skips it where a batch did not complete.
 
     :param batch_id: the batch, such as the result of a ``BatchLLMOperator`` that does not wait (templated).
+    :param key: the key of a batch; the newest generation under it counts (templated).
+    :param external_dag_id: the Dag of the run, in this Airflow; its own unless given (templated).
+    :param external_run_id: the run; its own unless given (templated).
+    :param on_empty: whether a run without a batch is waited for (``wait``) or there is nothing to wait for (``done``,
+        with an empty list as the result).
     :param conn_id: a connection of type ``batch_llm``.
     :param deferrable: whether to wait in the triggerer.
     :param poke_interval: seconds between two looks.
     """
 
-    template_fields: Sequence[str] = ("batch_id",)
+    template_fields: Sequence[str] = ("batch_id", "key", "external_dag_id", "external_run_id")
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
 
     batch_url: str | None = None
+    _seen: tuple[int, int] | None = None
+    """How many batches of a run had ended, of how many, at the last look."""
 
     def __init__(
         self,
         *,
-        batch_id: str,
+        batch_id: str | None = UNNAMED,
+        key: str | None = UNNAMED,
+        external_dag_id: str | None = None,
+        external_run_id: str | None = None,
+        on_empty: str = "wait",
         conn_id: str = BatchLLMHook.default_conn_name,
         deferrable: bool = True,
         poke_interval: float = 5.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
-        self.batch_id = batch_id
+        named = [name for name, given in (("batch_id", batch_id), ("key", key)) if given is not UNNAMED]
+        named += ["a Dag run"] if external_dag_id is not None or external_run_id is not None else []
+        if len(named) > 1:
+            raise ValueError(f"A sensor waits for one thing, and this one names {' and '.join(named)}.")
+        if on_empty not in ON_EMPTY:
+            raise ValueError(f"on_empty is {on_empty!r}; it is one of {', '.join(ON_EMPTY)}.")
+        self.waits_for = named[0] if named and named != ["a Dag run"] else "run"
+        if on_empty == "done" and self.waits_for != "run":
+            raise ValueError(f"on_empty is for the batches of a Dag run, and this sensor names a {self.waits_for}.")
+        self.batch_id = None if batch_id is UNNAMED else batch_id
+        self.key = None if key is UNNAMED else key
+        self.external_dag_id = external_dag_id
+        self.external_run_id = external_run_id
+        self.on_empty = on_empty
         self.conn_id = conn_id
         self.deferrable = deferrable
 
@@ -62,34 +105,107 @@ class BatchLLMSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
             return super().execute(context)
-        batch = self._batch()
-        if batch.status.ended:
-            return outcome(batch, self.log)
-        return self.defer(
-            trigger=BatchLLMTrigger(
-                self.conn_id,
-                self.batch_id,
-                poll_interval=self.poke_interval,
-                shared=batch.team is not None,  # only our service says so
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
-        )
+        with self._softly():
+            return self._result_or_defer(context, clock.now() + timedelta(seconds=self.timeout))
 
-    def execute_complete(self, context: Context, event: dict[str, Any], **_: Any) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any], until: str, **_: Any) -> Any:
+        """Takes over when the batches have ended, and looks whether there are others by now."""
         if "error" in event:
-            raise AirflowException(f"Batch {event['batch_id']} cannot be followed any more: {event['error']}")
-        return outcome(self._batch(), self.log)
+            self._link_to(event.get("batch_id"))
+            raise AirflowException(f"What this sensor waits for cannot be followed any more: {event['error']}")
+        return self._result_or_defer(context, datetime.fromisoformat(until))
 
     def poke(self, context: Context) -> PokeReturnValue:
-        batch = self._batch()
-        if not batch.status.ended:
-            return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=outcome(batch, self.log))
+        with self._softly():
+            awaited = self._awaited(context)
+            try:
+                batches = self._look(awaited)
+            except NoAnswerError as error:
+                self.log.warning("%s It is asked again.", error)
+                return PokeReturnValue(is_done=False)
+            done = self._ended(batches)
+            return PokeReturnValue(is_done=done, xcom_value=self._result(awaited, batches) if done else None)
 
-    def _batch(self) -> Batch:
-        self.batch_url = self.hook.address.batch_url(self.batch_id)
-        with self.hook.get_conn() as client:
-            batch = client.get(self.batch_id)
-        self._progress.saw(batch, now=clock.now())
-        return batch
+    def _result_or_defer(self, context: Context, until: datetime) -> Any:
+        awaited = self._awaited(context)
+        batches = self._look(awaited)
+        if self._ended(batches):
+            return self._result(awaited, batches)
+        return self.defer(
+            trigger=self._trigger(awaited, batches),
+            method_name="execute_complete",
+            kwargs={"until": until.isoformat()},
+            timeout=max(until - clock.now(), timedelta(seconds=1)),
+        )
+
+    def _trigger(self, awaited: Awaited, batches: list[Batch]) -> BaseTrigger:
+        if awaited.batch_id is not None:
+            return BatchLLMTrigger(
+                self.conn_id,
+                awaited.batch_id,
+                poll_interval=self.poke_interval,
+                shared=batches[0].team is not None,  # only our service says so
+            )
+        return BatchLLMSearchTrigger(
+            self.conn_id, key=awaited.key, group=awaited.group, poll_interval=self.poke_interval
+        )
+
+    def _awaited(self, context: Context) -> Awaited:
+        if self.waits_for == "run":
+            ti = context["ti"]
+            dag_id, run_id = self.external_dag_id or ti.dag_id, self.external_run_id or ti.run_id
+            return Awaited(group=run_group(self.hook.deployment, dag_id, run_id))
+        named = getattr(self, self.waits_for)
+        if not isinstance(named, str) or named.strip() in ("", "None"):
+            raise AirflowFailException(f"Rendered, {self.waits_for} is {named!r}, which names no batch.")
+        return Awaited(**{self.waits_for: named.strip()})
+
+    def _look(self, awaited: Awaited) -> list[Batch]:
+        with refusals_fail_the_task(), self.hook.get_conn() as client:
+            if awaited.batch_id is None and not self.hook.has_extensions(client):
+                raise AirflowFailException(
+                    f"The server at {client.url} has OpenAI's batch API only, which knows neither keys nor Dag runs: "
+                    "give the sensor a batch_id."
+                )
+            batches = awaited.look(client)
+        self._tell(awaited, batches)
+        return batches
+
+    def _tell(self, awaited: Awaited, batches: list[Batch]) -> None:
+        if len(batches) == 1:
+            self._link_to(batches[0].id)
+            self._progress.saw(batches[0], now=clock.now())
+            return
+        seen = sum(batch.status.ended for batch in batches), len(batches)
+        if seen != self._seen:
+            self.log.info("Of %s %s of %s have ended", awaited, *seen)
+            self._seen = seen
+
+    def _link_to(self, batch_id: str | None) -> None:
+        if batch_id is not None:
+            self.batch_url = self.hook.address.batch_url(batch_id)
+
+    def _ended(self, batches: list[Batch]) -> bool:
+        if not batches:
+            return self.on_empty == "done"
+        return all(batch.status.ended for batch in batches)
+
+    def _result(self, awaited: Awaited, batches: list[Batch]) -> Any:
+        for batch in batches:
+            log_failures(batch, self.hook.get_conn, self.log)
+        awaited.check(batches)
+        if awaited.group is not None:
+            return [summary(batch) for batch in batches]
+        return outcome(batches[0], self.log)
+
+    @contextmanager
+    def _softly(self) -> Iterator[None]:
+        """Skips where Airflow would only do so after a deferral: a batch is as done at the first look."""
+        try:
+            yield
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise

@@ -58,10 +58,14 @@ def list_batches(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     key: str | None = None,
+    group: str | None = None,
 ) -> BatchList | JSONResponse:
-    """One page, newest first, of the batches before ``after`` (an id); with ``key`` only the generations under it."""
-    key = key if state.settings.extensions else None
-    found = state.batches.page(team, after=after, limit=limit + 1, key=key)
+    """One page, newest first, of the batches before ``after`` (an id).
+
+    With ``key`` only the generations under it, with ``group`` only the batches that were submitted with that group.
+    """
+    named = {"key": key, "group": group} if state.settings.extensions else {}
+    found = state.batches.page(team, after=after, limit=limit + 1, **named)
     return shown_page(state, team, found[:limit], has_more=len(found) > limit)
 
 

@@ -44,6 +44,7 @@ _AS_STORED: Final = (
     "dataset",
     "key",
     "series",
+    "group",
     "generation",
     "holder",
     "team",

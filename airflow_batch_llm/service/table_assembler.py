@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pyarrow as pa
@@ -32,6 +33,9 @@ from airflow_batch_llm.service.table_results import TableResults
 from airflow_batch_llm.service.target_writers import TargetWriter, open_writer
 from airflow_batch_llm.storage.base import Storage
 
+NO_CODE: Final = "no_code"
+"""What a failed row is counted under that says no code."""
+
 
 @dataclass
 class Assembler:
@@ -48,6 +52,9 @@ class Assembler:
     kept: list[str] | None = None
     """The fields of JSON lines that the target repeats; None for all."""
     counts: Counter[str] = field(default_factory=Counter)
+    """Rows by status."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Rows that are not a success, by code."""
 
     def load(self) -> None:
         """Brings the results together. Raises :class:`CountsError` where rows are missing or doubled."""
@@ -107,9 +114,15 @@ class Assembler:
             if self.undone is None:
                 raise CountsError(f"{statuses.null_count} rows have no result.")
             results = _ended(results, self.undone)
-        for counted in results.column("status").value_counts().to_pylist():
-            self.counts[counted["values"]] += counted["counts"]
+        self._count(results)
         return self.output.made(results)
+
+    def _count(self, results: pa.RecordBatch) -> None:
+        statuses = results.column("status")
+        codes = results.column("code").filter(pc.not_equal(statuses, "success"))
+        for counter, column in ((self.counts, statuses), (self.failures, codes)):
+            for counted in column.value_counts().to_pylist():
+                counter[counted["values"] or NO_CODE] += counted["counts"]
 
     def _schema(self, number: int) -> pa.Schema:
         with self.storage.open(f"{self.prefix}/{file_folder(number)}/{SCHEMA_FILE}") as stream:

@@ -260,6 +260,7 @@ def _manifest(
         files=files,
         rows=assembler.rows,
         counts={status: assembler.counts[status] for status in RowStatus if assembler.counts[status]},
+        failures=dict(assembler.failures.most_common()),
         rows_duplicate=batch["rows_duplicate"],
         rows_reused=batch["rows_reused"],
         prompt_tokens=batch["prompt_tokens"],

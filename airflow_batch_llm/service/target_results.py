@@ -16,7 +16,7 @@ from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.service.formats import FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.sources import ROWS
-from airflow_batch_llm.service.targets import FOLDER_MANIFEST, read_manifest
+from airflow_batch_llm.service.targets import read_manifest
 from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
 
 _Rows = Iterator[tuple[dict[str, Any], int]]
@@ -51,8 +51,7 @@ def _shown(row: int, columns: dict[str, Any]) -> ResultRow:
 def _check_standing(places: Places, manifest: Manifest) -> None:
     uri = manifest.files[0].uri
     tree = places.tree(uri)
-    noted = f"{manifest.folder}/{FOLDER_MANIFEST}" if manifest.folder else f"{uri}.manifest.json"
-    standing = read_manifest(tree, noted)
+    standing = read_manifest(tree, manifest.uri)
     if standing is None or standing.batch_id != manifest.batch_id or tree.stat(uri) is None:
         raise NotFoundError(
             f"Target {manifest.folder or uri} of batch {manifest.batch_id} was removed or replaced since.",

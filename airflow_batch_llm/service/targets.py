@@ -19,9 +19,8 @@ from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.source_files import UPLOADED
 from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.store.target_notes import TargetNotes
-from airflow_batch_llm.wire import DatasetSpec, Manifest
+from airflow_batch_llm.wire import FOLDER_MANIFEST, DatasetSpec, Manifest
 
-FOLDER_MANIFEST: Final = "_manifest.json"
 _OF_BATCH: Final = re.compile(r"-(batch_[0-9a-f]{32})\Z")
 
 

@@ -42,7 +42,7 @@ _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
 )
 _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 _REPEATED: Final = (
-    *("key", "series", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
+    *("key", "series", "group", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
     *("completion_window", "output_seconds", "metadata", "priority", "fair_group", "reuse"),
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
@@ -69,6 +69,7 @@ class NewBatch:
     output_seconds: int | None = None
     key: str | None = None
     series: str | None = None
+    group: str | None = None
     holder: str | None = None
     priority: int = 0
     fair_group: str | None = None
@@ -118,11 +119,15 @@ class Batches:
             raise no_such_batch(batch_id)
         return row._asdict()
 
-    def page(self, team: str, *, after: str | None, limit: int, key: str | None = None) -> list[Mapping[str, Any]]:
-        """One page, newest first, of the batches older than ``after`` (and, if given, under ``key``)."""
+    def page(
+        self, team: str, *, after: str | None, limit: int, key: str | None = None, group: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """One page, newest first, of the batches older than ``after`` (and, if given, under ``key``, of ``group``)."""
         query = select(batches).where(batches.c.team == team)
         if key is not None:
             query = query.where(batches.c.key == key)
+        if group is not None:
+            query = query.where(batches.c.group == group)
         if after is not None:
             last = self.get(team, after)
             query = query.where(

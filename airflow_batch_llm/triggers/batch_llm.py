@@ -17,6 +17,7 @@ from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.errors import ConflictError, RefusedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
+from airflow_batch_llm.hooks.progress_xcom import Tell, sent_by_trigger
 from airflow_batch_llm.hooks.waiting import ended_batch
 from airflow_batch_llm.wire import Batch
 
@@ -35,7 +36,8 @@ class BatchLLMTrigger(BaseTrigger):
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
-    trigger), provided that ``holder`` still holds the batch.
+    trigger), provided that ``holder`` still holds the batch. With ``progress_xcom`` the task's XCom ``progress`` says
+    how far the batch is.
 
     With ``shared`` one request waits for the batches of all triggers of a triggerer and a connection, whose service
     must be ours. Else this one looks every ``poll_interval`` seconds by itself.
@@ -49,6 +51,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         *,
         cancel_on_kill: bool = False,
+        progress_xcom: bool = False,
         shared: bool | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,6 +60,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self.progress_xcom = progress_xcom
         # A trigger that an older version stored does not say, but only our service has holders.
         self.shared = holder is not None if shared is None else shared
 
@@ -69,6 +73,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "holder": self.holder,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "progress_xcom": self.progress_xcom,
                 "shared": self.shared,
             },
         )
@@ -76,8 +81,9 @@ class BatchLLMTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event, and the end right after it: a trigger that went on would be taken for a killed one."""
         started = clock.now()
-        event = await self._event()
-        await _settle(started)
+        with sent_by_trigger(self.task_instance if self.progress_xcom else None, self.log) as tell:
+            event = await self._event(tell)
+        await settle(started)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
@@ -103,23 +109,23 @@ class BatchLLMTrigger(BaseTrigger):
         except Exception:  # nobody is left to raise to
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)
 
-    async def _event(self) -> dict[str, Any]:
+    async def _event(self, tell: Tell) -> dict[str, Any]:
         try:
-            batch = await (self._watched() if self.shared else self._looked_at())
+            batch = await (self._watched(tell) if self.shared else self._looked_at(tell))
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
 
-    async def _watched(self) -> Batch:
+    async def _watched(self, tell: Tell) -> Batch:
         """The batch once it ended, by the one request that waits for all batches of the connection."""
         watch = SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
-        return await ended_batch(watch.snapshots(self.batch_id), self.log)
+        return await ended_batch(watch.snapshots(self.batch_id), self.log, tell)
 
-    async def _looked_at(self) -> Batch:
+    async def _looked_at(self, tell: Tell) -> Batch:
         """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
         poll_interval = timedelta(seconds=self.poll_interval)
         async with await self._client() as client:
-            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log)
+            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log, tell)
 
     async def _client(self) -> AsyncBatchClient:
         """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
@@ -167,7 +173,8 @@ def check_serialises(trigger: BaseTrigger) -> None:
         raise TypeError(f"The task could not defer, so nothing was submitted: {path}: {error}.") from error
 
 
-async def _settle(started: datetime) -> None:
+async def settle(started: datetime) -> None:
+    """Waits until an event may be given by a trigger that ``started`` then."""
     left = started + SETTLE - clock.now()
     if left > timedelta(0):
         await asyncio.sleep(left.total_seconds())

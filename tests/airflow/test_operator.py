@@ -151,6 +151,58 @@ def test_an_event_with_an_error_fails_and_may_be_retried(connected: Any) -> None
     assert not isinstance(failure.value, AirflowFailException)
 
 
+def test_a_resumed_task_links_to_its_batch_also_if_it_can_not_be_followed(connected: Any) -> None:
+    resumed = operator()
+    with pytest.raises(AirflowException):
+        resumed.execute_complete({}, {"batch_id": "batch_x", "error": "No such batch."})
+    link = resumed.operator_extra_links[0].get_link(resumed, ti_key=None)
+    assert link == f"{connected.url}/v1/batches/batch_x"
+
+
+def test_the_batches_of_a_dag_run_have_its_group(connected: Any) -> None:
+    for task_id in ("classify", "count"):
+        deferred(task_instance(task_id=task_id))
+    deferred(task_instance(run_id="manual__2"))
+    first, *_ = connected.client.list().data
+    group = first.group.removesuffix("manual__2") + "manual__1"
+    assert len(list(connected.client.of_group(group))) == 2
+
+
+def test_a_worker_that_waits_says_how_far_the_batch_is_and_how_it_ended(connected: Any) -> None:
+    pushed: list[dict[str, Any]] = []
+    shown = threading.Event()
+
+    def push(key: str, value: dict[str, Any]) -> None:
+        assert key == "progress"
+        pushed.append(value)
+        shown.set()
+
+    def end_once_shown() -> None:
+        shown.wait()
+        end(connected, connected.client.list().data[0].id)
+
+    ender = threading.Thread(target=end_once_shown)
+    ender.start()
+    context: Any = {"ti": task_instance(xcom_push=push)}
+    with pytest.raises(AirflowException, match="cancelled"):
+        operator(deferrable=False, poll_interval=0.1).execute(context)
+    ender.join()
+    assert [value["status"] for value in pushed] == ["validating", "cancelled"]
+    assert context["batch_id"] == pushed[0]["batch_id"]
+    assert context["rows"] == pushed[1]["rows_total"]
+
+
+def test_a_task_told_so_leaves_no_progress(connected: Any) -> None:
+    _, deferral = deferred(task_instance(), progress_xcom=False)
+    assert deferral.trigger.progress_xcom is False
+    ti = task_instance(xcom_push=lambda **_: pytest.fail("it was written"))
+    end(connected, deferral.trigger.batch_id)
+    with pytest.raises(AirflowException, match="cancelled"):
+        operator(progress_xcom=False).execute_complete(
+            {"ti": ti}, {"batch_id": deferral.trigger.batch_id, "status": "cancelled"}
+        )
+
+
 def test_a_task_that_waits_in_the_worker_gives_up_after_its_timeout(connected: Any) -> None:
     ti = task_instance()
     with pytest.raises(AirflowException, match="not done within"):

@@ -1,48 +1,292 @@
-"""The sensor against a real service."""
+"""The sensor against a real service: on a batch, on a key, and on all batches of a Dag run."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.sdk.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
+from conftest import task_instance
 
+from airflow_batch_llm.hooks.names import run_group
+from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
 from airflow_batch_llm.sensors.batch_llm import BatchLLMSensor
-from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
+from airflow_batch_llm.triggers.search import BatchLLMSearchTrigger
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
+from tests.service.answering import AnsweringWorker
 
 pytestmark = pytest.mark.airflow
 
+CONN_ID = "batch_llm_default"
+DONE = {"batch_id": "b", "on_empty": "done"}
+CONTEXT = {"ti": task_instance(task_id="wait")}
+Submit = Callable[..., Batch]
+
 
 @pytest.fixture
-def batch_id(connected: Any) -> str:
-    dataset = DatasetSpec(
-        source="reviews.parquet", target="labels.parquet", messages=[Message(role="user", content="{text}")]
-    )
-    return str(connected.client.submit(BatchCreate(dataset=dataset, model="tiny")).id)
+def submit(connected: Any, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.SETTLE", timedelta(0))
+
+    def submitted(name: str = "labels", **changes: Any) -> Batch:
+        asked = [Message(role="user", content=f"{name} {{text}}")]
+        dataset = DatasetSpec(source="reviews.parquet", target=f"{name}.parquet", messages=asked)
+        batch: Batch = connected.client.submit(BatchCreate(dataset=dataset, model="m", **changes))
+        return batch
+
+    return submitted
 
 
-def test_a_sensor_defers_and_its_trigger_never_cancels(batch_id: str) -> None:
-    sensor = BatchLLMSensor(task_id="wait", batch_id=batch_id, timeout=60)
+@pytest.fixture
+def own_run(connected: Any) -> str:
+    return run_group(_deployment(), "reviews", "manual__1")
+
+
+def _deployment() -> str:
+    return BatchLLMSensor(task_id="wait").hook.deployment
+
+
+def complete(connected: Any) -> None:
+    while connected.plan():
+        pass
+    AnsweringWorker(connected).work()
+    while connected.assemble():
+        pass
+
+
+def cancel(connected: Any, batch: Batch) -> None:
+    connected.client.cancel(batch.id)
+    while not connected.client.get(batch.id).status.ended:
+        assert connected.plan() or connected.assemble()
+
+
+def sensor(**arguments: Any) -> BatchLLMSensor:
+    return BatchLLMSensor(**{"task_id": "wait", "timeout": 60, **arguments})
+
+
+def deferred(waiting: BatchLLMSensor) -> TaskDeferred:
     with pytest.raises(TaskDeferred) as deferral:
-        sensor.execute({})
-    assert deferral.value.trigger.batch_id == batch_id
-    assert deferral.value.trigger.cancel_on_kill is False
-    assert deferral.value.timeout.total_seconds() == 60
-    assert sensor.batch_url is not None
+        waiting.execute(CONTEXT)
+    return deferral.value
 
 
-def test_a_sensor_that_does_not_defer_looks_again(batch_id: str) -> None:
-    assert not BatchLLMSensor(task_id="wait", batch_id=batch_id, deferrable=False).poke({}).is_done
+async def event_of(trigger: Any) -> Any:
+    [event] = [event.payload async for event in trigger.run()]
+    return event
+
+
+async def still(waiting: asyncio.Task[Any]) -> bool:
+    """Whether it goes on for a while longer than it takes between two looks."""
+    _, pending = await asyncio.wait({waiting}, timeout=0.3)
+    return bool(pending)
+
+
+def test_a_sensor_defers_and_its_trigger_never_cancels(submit: Submit) -> None:
+    batch = submit()
+    waiting = sensor(batch_id=batch.id)
+    deferral = deferred(waiting)
+    assert deferral.trigger.batch_id == batch.id
+    assert deferral.trigger.cancel_on_kill is False
+    assert timedelta(seconds=50) < deferral.timeout <= timedelta(seconds=60)
+    assert waiting.batch_url is not None
+
+
+def test_a_sensor_that_does_not_defer_looks_again(submit: Submit) -> None:
+    assert not sensor(batch_id=submit().id, deferrable=False).poke(CONTEXT).is_done
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_a_batch_that_ended_early_fails_its_sensor(deferrable: bool, connected: Any, batch_id: str) -> None:
-    connected.client.cancel(batch_id)
-    while not connected.client.get(batch_id).status.ended:
-        assert connected.plan() or connected.assemble()
-    with pytest.raises(AirflowException, match=batch_id):
-        BatchLLMSensor(task_id="wait", batch_id=batch_id, deferrable=deferrable).execute({})
+def test_a_batch_that_ended_early_fails_its_sensor_without_retries(
+    deferrable: bool, connected: Any, submit: Submit
+) -> None:
+    batch = submit()
+    cancel(connected, batch)
+    with pytest.raises(AirflowFailException, match=batch.id):
+        sensor(batch_id=batch.id, deferrable=deferrable).execute(CONTEXT)
 
 
-def test_a_sensors_batch_may_be_another_tasks_result() -> None:
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize("soft", ["soft_fail", "never_fail"])
+def test_a_soft_sensor_is_skipped_instead(soft: str, deferrable: bool, connected: Any, submit: Submit) -> None:
+    batch = submit()
+    cancel(connected, batch)
+    with pytest.raises(AirflowSkipException):
+        sensor(batch_id=batch.id, deferrable=deferrable, **{soft: True}).execute(CONTEXT)
+
+
+@pytest.mark.parametrize(("soft_fail", "outcome"), [(False, AirflowSensorTimeout), (True, AirflowSkipException)])
+def test_a_sensor_that_waited_too_long_ends_as_every_sensor_does_and_cancels_nothing(
+    soft_fail: bool, outcome: type[Exception], connected: Any, submit: Submit
+) -> None:
+    batch = submit()
+    with pytest.raises(outcome):
+        sensor(batch_id=batch.id, timeout=0, deferrable=False, soft_fail=soft_fail).execute(CONTEXT)
+    with pytest.raises(outcome):
+        sensor(batch_id=batch.id, soft_fail=soft_fail).resume_execution(
+            "__fail__", {"error": "Trigger timeout"}, CONTEXT
+        )
+    assert connected.client.get(batch.id).status == "validating"
+
+
+def test_a_sensor_that_is_resumed_keeps_what_is_left_of_its_timeout(connected: Any, submit: Submit) -> None:
+    submit(key="k")
+    kwargs = deferred(sensor(key="k")).kwargs
+    with pytest.raises(TaskDeferred) as again:
+        sensor(key="k", timeout=999_999).execute_complete(CONTEXT, event={}, **kwargs)
+    assert again.value.timeout <= timedelta(seconds=60)
+
+
+def test_a_resumed_sensor_links_to_its_batch_also_if_it_can_not_be_followed(connected: Any) -> None:
+    waiting = sensor(batch_id="batch_1")
+    with pytest.raises(AirflowException, match="cannot be followed"):
+        waiting.execute_complete(CONTEXT, event={"batch_id": "batch_1", "error": "gone"}, until="2026-01-01T00:00:00Z")
+    assert waiting.batch_url == f"{connected.url}/v1/batches/batch_1"
+
+
+def test_an_operator_that_does_not_wait_hands_its_batch_over(connected: Any) -> None:
+    task = BatchLLMOperator(
+        task_id="classify",
+        source="reviews.parquet",
+        target="labels.parquet",
+        model="m",
+        prompt="{text}?",
+        wait_for_completion=False,
+    )
+    batch_id = task.execute({"ti": task_instance()})
+    waiting = [sensor(batch_id=batch_id), sensor()]
+    for each in waiting:
+        deferred(each)
+    complete(connected)
+    manifest, of_run = (each.execute(CONTEXT) for each in waiting)
+    assert (manifest["batch_id"], manifest["counts"]) == (batch_id, {"success": 2})
+    assert of_run == [
+        {"batch_id": batch_id, "manifest": f"{manifest['files'][0]['uri']}.manifest.json", "rows": 2, "rows_failed": 0}
+    ]
     assert "batch_id" in BatchLLMSensor.template_fields
+
+
+@pytest.mark.parametrize("rendered", [None, "", " ", "None"])
+def test_a_batch_id_that_names_nothing_is_not_taken_for_the_own_run(rendered: str | None, connected: Any) -> None:
+    with pytest.raises(AirflowFailException, match="names no batch"):
+        sensor(batch_id=rendered).execute(CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"batch_id": "b", "key": "k"}, {"key": "k", "external_run_id": "r"}, {"on_empty": "skip"}, DONE],
+)
+def test_a_sensor_waits_for_one_thing(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"names|on_empty"):
+        sensor(**arguments)
+
+
+async def test_a_key_that_nobody_has_used_is_waited_for_until_its_batch_has_ended(
+    connected: Any, submit: Submit
+) -> None:
+    trigger = (await asyncio.to_thread(deferred, sensor(key="k"))).trigger
+    trigger.poll_interval = 0.05
+    waiting = asyncio.create_task(event_of(trigger))
+    assert await still(waiting)
+    await asyncio.to_thread(submit, key="k")
+    assert await still(waiting)
+    await asyncio.to_thread(complete, connected)
+    assert await waiting == {}
+    manifest = await asyncio.to_thread(sensor(key="k").execute, CONTEXT)
+    assert manifest["counts"] == {"success": 2}
+
+
+def test_of_a_key_the_newest_generation_counts(connected: Any, submit: Submit) -> None:
+    cancel(connected, submit(key="k"))
+    with pytest.raises(AirflowException, match="newer generation") as ended:
+        sensor(key="k").execute(CONTEXT)
+    assert not isinstance(ended.value, AirflowFailException)
+    again = submit(key="k")
+    complete(connected)
+    assert sensor(key="k").execute(CONTEXT)["batch_id"] == again.id
+
+
+async def test_all_batches_of_a_run_are_waited_for_those_too_that_come_meanwhile(
+    connected: Any, submit: Submit, own_run: str
+) -> None:
+    first = await asyncio.to_thread(submit, "first", series="s1", group=own_run)
+    trigger = BatchLLMSearchTrigger(CONN_ID, group=own_run, poll_interval=0.05)
+    waiting = asyncio.create_task(event_of(trigger))
+    second = await asyncio.to_thread(submit, "second", series="s2", group=own_run)
+    await asyncio.to_thread(cancel, connected, first)
+    assert await still(waiting)
+    await asyncio.to_thread(complete, connected)
+    assert await waiting == {}
+    assert connected.client.get(second.id).status == "completed"
+
+
+def test_of_a_task_that_was_cleared_the_last_batch_counts(connected: Any, submit: Submit, own_run: str) -> None:
+    submit(series="s", key="s/0", group=own_run)
+    newest = submit(series="s", key="s/1", group=own_run)  # which cancels the one before
+    other = submit("other", series="s2", key="s2/0", group=own_run)
+    submit("of another run", series="s3", group=f"{own_run}1")
+    complete(connected)
+    assert [found["batch_id"] for found in sensor().execute(CONTEXT)] == [newest.id, other.id]
+
+
+def test_a_run_with_a_batch_that_did_not_complete_fails_its_sensor_which_may_be_retried(
+    connected: Any, submit: Submit, own_run: str
+) -> None:
+    good, bad = (submit(name, series=name, group=own_run) for name in ("good", "bad"))
+    cancel(connected, bad)
+    complete(connected)
+    with pytest.raises(AirflowException, match=f"1 of .* did not complete. Batch {bad.id} ended as cancelled") as ended:
+        sensor().execute(CONTEXT)
+    assert not isinstance(ended.value, AirflowFailException)
+    assert good.id not in str(ended.value)
+
+
+def test_the_run_may_be_another_dags(connected: Any, submit: Submit) -> None:
+    batch = submit(group=run_group(_deployment(), "other", "scheduled__1"))
+    complete(connected)
+    waiting = sensor(external_dag_id="other", external_run_id="scheduled__1")
+    assert [found["batch_id"] for found in waiting.execute(CONTEXT)] == [batch.id]
+
+
+def test_a_run_without_a_batch_is_waited_for(connected: Any, own_run: str) -> None:
+    assert deferred(sensor()).trigger.group == own_run
+    assert not sensor(deferrable=False).poke(CONTEXT).is_done
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_run_without_a_batch_is_done_where_the_sensor_is_told_so(deferrable: bool, connected: Any) -> None:
+    assert sensor(on_empty="done", deferrable=deferrable).execute(CONTEXT) == []
+
+
+def test_a_service_that_does_not_answer_is_looked_at_again(
+    connected: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({"conn_type": "batch_llm", "host": "http://127.0.0.1:1"}))
+    assert not sensor(batch_id="batch_1", conn_id="away", deferrable=False).poke(CONTEXT).is_done
+
+
+def test_a_server_with_openais_api_alone_knows_no_keys_and_no_runs(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"conn_type": "batch_llm", "host": connected.url, "extra": json.dumps({"extensions": False})}
+    monkeypatch.setenv("AIRFLOW_CONN_PLAIN", json.dumps(plain))
+    for arguments in ({}, {"key": "k"}):
+        with pytest.raises(AirflowFailException, match="give the sensor a batch_id"):
+            sensor(conn_id="plain", **arguments).execute(CONTEXT)
+
+
+def test_a_search_survives_airflows_storing_of_it() -> None:
+    trigger = BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=2)
+    path, arguments = trigger.serialize()
+    assert import_string(path)(**deserialize(serialize(arguments))).serialize() == (path, arguments)
+    json.dumps(arguments)

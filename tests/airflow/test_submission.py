@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import task_instance
 
-from airflow_batch_llm.operators.submission import LONGEST, TaskBatchNames
+from airflow_batch_llm.hooks.names import LONGEST
+from airflow_batch_llm.operators.submission import TaskBatchNames
 
 pytestmark = pytest.mark.airflow
 

@@ -86,6 +86,8 @@ def test_an_asset_event_says_what_was_written() -> None:
     extra = asset_extra(batch(failed=3))
     assert extra["files"] == ["/data/out.parquet"]
     assert extra["counts"] == {"success": 7, "error": 3}
+    assert extra["manifest"] == "/data/out.parquet.manifest.json"
+    assert (extra["prompt_tokens"], extra["completion_tokens"]) == (1, 2)
 
 
 def test_progress_is_logged_at_first_then_when_it_moved_and_not_more_often_than_every_30_s(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_batch_llm.client.watch import progress_line
+from airflow_batch_llm.client.texts import progress_line
 from airflow_batch_llm.errors import ConflictError
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker

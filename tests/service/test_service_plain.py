@@ -31,13 +31,15 @@ def test_a_batch_has_openais_fields_and_no_other(plain_service: RunningService) 
     finish(plain_service)
     headers = {"Authorization": f"Bearer {plain_service.token}"}
     shown = httpx.get(f"{plain_service.url}/v1/batches/{batch.id}", headers=headers).json()
-    listed = httpx.get(f"{plain_service.url}/v1/batches?key=x", headers=headers).json()["data"][0]
+    listed = httpx.get(f"{plain_service.url}/v1/batches?key=x&group=x", headers=headers).json()["data"][0]
     assert shown.keys() == listed.keys() == OPENAI_BATCH_FIELDS
     assert shown["status"] == "completed"
     assert len(lines_of(client, shown["output_file_id"])) == 3
 
 
-@pytest.mark.parametrize("field", ["key", "series", "holder", "priority", "fair_group", "deadline", "dataset", "model"])
+@pytest.mark.parametrize(
+    "field", ["key", "series", "group", "holder", "priority", "fair_group", "deadline", "dataset", "model"]
+)
 def test_what_openai_does_not_know_is_refused_by_name(plain_service: RunningService, field: str) -> None:
     table = {"source": "s.csv", "target": "t.csv", "messages": [{"role": "user", "content": "x"}]}
     values = {"priority": 1, "deadline": 2_000_000_000, "dataset": table}
