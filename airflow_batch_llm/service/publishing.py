@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.quarantine import QuarantineTakenError, check_quarantine_free
 from airflow_batch_llm.service.targets import (
     Owner,
     Target,
@@ -22,10 +24,17 @@ from airflow_batch_llm.service.targets import (
 from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.wire import Manifest, TargetFile
 
+_CREATED: Final = (
+    "was created by somebody else while the batch ran. It was not touched; move it away and the batch will end."
+)
+
 
 @dataclass
 class Publisher:
-    """Publishes one batch's target. Said again after a crash, it ends where the first try would have ended."""
+    """Publishes one batch's target. Said again after a crash, it ends where the first try would have ended.
+
+    The order is target, quarantine, manifest: who has published the first is held to publish the others.
+    """
 
     tree: Tree
     places: Places
@@ -39,6 +48,7 @@ class Publisher:
     """Keeps the SHA-256 of the first file, before it is published: it is this batch's, even without its manifest."""
     replaced: Callable[[Collection[str]], Collection[str]]
     """Those of the batches with files in the folder whose files go once this one's manifest stands there."""
+    quarantine: Target | None = None
     _before: Manifest | None = field(init=False)
     _noted: bool = field(init=False, default=False)
 
@@ -46,14 +56,15 @@ class Publisher:
         self._before = read_manifest(self.tree, self.target.manifest_uri)
         if self.target.folder and not self._is_own(self._before):
             self._check_free()
+        self._check_quarantine()  # before the target: what stands in the way of one stands in the way of both
 
     def file(self, uri: str) -> AbstractContextManager[Path]:
-        """A local path to write a file of the target to; it goes when the block ends."""
-        return self.tree.scratch(uri, owner=self.batch_id)
+        """A local path to write a file of the target or the quarantine to; it goes when the block ends."""
+        return self.places.tree(uri).scratch(uri, owner=self.batch_id)
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
-        file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
+        file = _described(path, uri, rows)
         if self.target.folder:
             if not self._noted:
                 self.note(file.sha256)
@@ -61,20 +72,19 @@ class Publisher:
             self.check()
             self.tree.publish(path, uri, replace=True)  # the name holds the batch's id: it can only be its own
             return file
-        standing = self.tree.stat(uri)
-        if standing is not None and _is(self.tree, standing, file):
-            return file  # an attempt that died right after publishing has done it
-        if standing is not None:
-            self._check_free()
-        self.note(file.sha256)
-        self.check()
         try:
-            self.tree.publish(path, uri, replace=standing is not None)
+            self._publish_alone(path, file, self._check_free)
         except FileExistsError as error:
-            raise TargetTakenError(
-                f"Target {uri} was created by somebody else while the batch ran. It was not touched; "
-                "move it away and the batch will end."
-            ) from error
+            raise TargetTakenError(f"Target {uri} {_CREATED}") from error
+        return file
+
+    def publish_quarantine(self, path: Path, uri: str, rows: int) -> TargetFile:
+        """The same for the quarantine. Raises :class:`QuarantineTakenError` if somebody else's stands there."""
+        file = _described(path, uri, rows)
+        try:
+            self._publish_alone(path, file, self._check_quarantine)
+        except FileExistsError as error:
+            raise QuarantineTakenError(f"Quarantine {uri} {_CREATED}") from error
         return file
 
     def publish_manifest(self, manifest: Manifest) -> None:
@@ -87,6 +97,18 @@ class Publisher:
         if self.target.folder:
             for old in sorted(self._old() - {file.uri for file in manifest.files}):
                 self.tree.delete(old)
+
+    def _publish_alone(self, path: Path, file: TargetFile, check_free: Callable[[], None]) -> None:
+        """Brings a file to a place that is not named after the batch, so that it may be somebody else's."""
+        tree = self.places.tree(file.uri)
+        standing = tree.stat(file.uri)
+        if standing is not None and _is(tree, standing, file):
+            return  # an attempt that died right after publishing has done it
+        if standing is not None:
+            check_free()
+        self.note(file.sha256)
+        self.check()
+        tree.publish(path, file.uri, replace=standing is not None)
 
     def _old(self) -> set[str]:
         """The files of the manifest before, and those of batches that did not get to theirs, or not to removing."""
@@ -105,6 +127,18 @@ class Publisher:
             check_free(self.places, self.target, overwrite=self.overwrite, owner=self.owner)
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
+
+    def _check_quarantine(self) -> None:
+        if self.quarantine is None:
+            return
+        try:
+            check_quarantine_free(self.places, self.quarantine, self.target, overwrite=self.overwrite, owner=self.owner)
+        except InvalidRequestError as error:
+            raise QuarantineTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
+
+
+def _described(path: Path, uri: str, rows: int) -> TargetFile:
+    return TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _is(tree: Tree, standing: Entry, file: TargetFile) -> bool:
