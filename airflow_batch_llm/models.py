@@ -32,10 +32,23 @@ class ChunkState(StrEnum):
     """Where a chunk stands. A ``leased`` chunk whose lease ran out may be claimed like a ``pending`` one."""
 
     PENDING = "pending"
+    HELD = "held"
+    """It waits, and its batch is paused."""
     LEASED = "leased"
     DONE = "done"
     DROPPED = "dropped"
     """Its batch ended before all of its rows were done."""
+
+
+class PauseReason(StrEnum):
+    """Who paused a batch, which says who lets it go on."""
+
+    REQUESTED = "requested"
+    """A person, or a program in its name."""
+    UNWATCHED = "unwatched"
+    """The service, since nobody watched it any more."""
+    CANARY = "canary"
+    """The service, until its first rows are judged."""
 
 
 class DutyKind(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from airflow_batch_llm.models import BatchStatus, RowStatus
+from airflow_batch_llm.models import BatchStatus, PauseReason, RowStatus
 
 Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
@@ -270,6 +270,8 @@ class Batch(BaseModel):
     priority: int = 0
     reuse: Reuse = "auto"
     dry_run: bool = False
+    paused: PauseReason | None = None
+    """Who paused the batch, while it is paused: no worker gets more of it then."""
     estimate: Estimate | None = None
     """Of a dry run that completed."""
     deadline: int | None = None

@@ -79,6 +79,14 @@ def test_a_table_is_submitted_followed_listed_and_read(
     assert batch_id in batch_llm("list").stdout
 
 
+def test_a_batch_is_paused_shown_to_be_and_resumed(batch_llm: CommandLine, batch_id: str) -> None:
+    assert batch_llm("pause", batch_id).stdout.strip() == f"{batch_id} is validating, paused"
+    assert json.loads(batch_llm("status", batch_id).stdout)["paused"] == "requested"
+    assert "validating, paused" in batch_llm("list").stdout
+    assert batch_llm("resume", batch_id).stdout.strip() == f"{batch_id} is validating"
+    assert "paused" not in batch_llm("list").stdout
+
+
 def test_a_submit_takes_several_sources_a_format_and_a_schema(
     service: RunningService, batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

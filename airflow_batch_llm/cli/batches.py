@@ -16,7 +16,7 @@ from airflow_batch_llm import clock
 from airflow_batch_llm.cli.asked import Asked, absolute_or_none, batch_create
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, client_of, err, out
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
-from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed, rows_so_far
+from airflow_batch_llm.client.watch import estimate_lines, raise_unless_completed, rows_so_far, status_words
 from airflow_batch_llm.errors import BatchFailedError, NoAnswerError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.wire import Batch
@@ -154,7 +154,7 @@ def list_batches(
         total, done, failed = rows_so_far(batch)
         table.add_row(
             batch.id,
-            batch.status,
+            status_words(batch),
             batch.model,
             f"{done:,}/{total:,}",
             f"{failed:,}",
@@ -205,6 +205,22 @@ def cancel(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME)
 
 
 @app.command()
+def pause(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) -> None:
+    """Keep workers from getting more of a batch; what they hold goes on to its end, about a minute's work."""
+    with client_of(url, home) as client:
+        batch = client.pause(batch_id)
+    out.print(f"{batch.id} is {status_words(batch)}", highlight=False)
+
+
+@app.command()
+def resume(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) -> None:
+    """Let a paused batch go on."""
+    with client_of(url, home) as client:
+        batch = client.resume(batch_id)
+    out.print(f"{batch.id} is {status_words(batch)}", highlight=False)
+
+
+@app.command()
 def retry(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) -> None:
     """Do the rows again that failed, expired or were cancelled; prints the new batch's id."""
     with client_of(url, home) as client:
@@ -246,7 +262,7 @@ def _draw(bar: Progress, line: Any, batch: Batch) -> None:
     eta = "" if progress.eta_seconds is None else f"ETA {progress.eta_seconds:,.0f} s"
     bar.update(
         line,
-        description=batch.status,
+        description=status_words(batch),
         completed=done,
         total=total or None,
         rate=rate,

@@ -39,7 +39,7 @@ class BatchClient:
 
     Raises :class:`~airflow_batch_llm.errors.RefusedError` for what the service refuses and
     :class:`~airflow_batch_llm.errors.NoAnswerError` where nothing is known. Never repeats a call by itself. Another
-    server has no ``find``, ``results``, ``retry`` and no models of ours, and says so by a refusal.
+    server has no ``find``, ``results``, ``retry``, ``pause`` and no models of ours, and says so by a refusal.
 
     ``url`` may be several addresses of one service with commas between them: where one does not answer, the next one is
     asked, with whatever may be said twice.
@@ -108,6 +108,14 @@ class BatchClient:
     def retry(self, batch_id: str) -> Batch:
         """A new generation of an ended batch, for its rows that failed, expired or were cancelled."""
         return self._call(Batch, "POST", f"/v1/batches/{batch_id}/retry", extensions=REPEATABLE)
+
+    def pause(self, batch_id: str) -> Batch:
+        """Keeps workers from getting more of a batch, until it is resumed; what they hold goes on to its end."""
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/pause", extensions=REPEATABLE)
+
+    def resume(self, batch_id: str) -> Batch:
+        """Lets a paused batch go on, whoever paused it."""
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/resume", extensions=REPEATABLE)
 
     def models(self) -> ModelList:
         """The models that living workers serve. Needs a valid token, so it also tests a connection."""

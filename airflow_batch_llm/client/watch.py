@@ -62,7 +62,7 @@ def progress_line(batch: Batch) -> str:
     """How far a batch is, in one line for a log."""
     progress = batch.progress
     total, done, failed = rows_so_far(batch)
-    parts = [f"Batch {batch.id} is {batch.status}"]
+    parts = [f"Batch {batch.id} is {status_words(batch)}"]
     if total:
         parts.append(f"{done:,} of {total:,} rows ({done / total:.0%})")
     if failed:
@@ -77,6 +77,11 @@ def progress_line(batch: Batch) -> str:
         parts.append(f"about {progress.eta_seconds:,.0f} s to go")
     line = ", ".join(parts)
     return f"{line}. {progress.waiting_for}" if progress.waiting_for else line
+
+
+def status_words(batch: Batch) -> str:
+    """The status, and whether the batch is paused."""
+    return f"{batch.status}, paused" if batch.paused else str(batch.status)
 
 
 def estimate_lines(estimate: Estimate) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What ``/v1/batches`` has beyond OpenAI's API: a batch's results as they come, and a second try of what failed."""
+"""What ``/v1/batches`` has beyond OpenAI's API: results as they come, a second try of what failed, pauses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.models import PauseReason, RowStatus
 from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.results import result_page
@@ -51,3 +51,15 @@ def retry_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONRes
     check_retry_rate(state, team, record)
     check_repeatable(state, team, record)
     return shown(state, team, state.batches.retry(team, batch_id))
+
+
+@router.post("/v1/batches/{batch_id}/pause", response_model=Batch, responses=problems(401, 404, 409, 503))
+def pause_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
+    """No worker gets more of a batch from here on; what they hold goes on to its end. Said twice it is said once."""
+    return shown(state, team, state.pauses.pause(team, batch_id, PauseReason.REQUESTED))
+
+
+@router.post("/v1/batches/{batch_id}/resume", response_model=Batch, responses=problems(401, 404, 409, 503))
+def resume_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
+    """Lets a paused batch go on, whoever paused it. Said twice it is said once."""
+    return shown(state, team, state.pauses.resume(team, batch_id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.models import BatchStatus, PauseReason
 from airflow_batch_llm.store.batches import Rate
 from airflow_batch_llm.store.workers import ServedBy
 from airflow_batch_llm.wire import (
@@ -51,8 +51,15 @@ _AS_STORED: Final = (
     "manifest",
     "reuse",
     "dry_run",
+    "paused",
     "estimate",
 )
+
+_PAUSED: Final = {
+    PauseReason.REQUESTED: "It is paused, as somebody asked. `batch-llm resume {batch_id}` lets it go on.",
+    PauseReason.UNWATCHED: "It is paused since nobody watches it, and goes on once somebody does.",
+    PauseReason.CANARY: "It is paused until its first rows are judged.",
+}
 
 
 def to_wire(record: Mapping[str, Any], *, rate: Rate | None, served: list[ServedBy]) -> Batch:
@@ -101,7 +108,7 @@ def _progress(record: Mapping[str, Any], rate: Rate | None, served: list[ServedB
         **{name: record[name] for name in Progress.model_fields if name in record},
         rows_per_second=round(rate.rows, 2) if rate else None,
         tokens_per_second=round(rate.tokens, 2) if rate else None,
-        eta_seconds=round(_rows_left(record) / rate.rows, 1) if rate and rate.rows else None,
+        eta_seconds=round(_rows_left(record) / rate.rows, 1) if rate and rate.rows and not record["paused"] else None,
         waiting_for=_waiting_for(record, served),
     )
 
@@ -112,6 +119,9 @@ def _rows_left(record: Mapping[str, Any]) -> int:
 
 
 def _waiting_for(record: Mapping[str, Any], served: list[ServedBy]) -> str | None:
+    if record["paused"]:
+        said = _PAUSED[record["paused"]].format(batch_id=record["id"])
+        return f"{said} {record['trouble']}" if record["trouble"] else said
     status = BatchStatus(record["status"])
     if record["trouble"]:
         return str(record["trouble"])

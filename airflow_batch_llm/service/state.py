@@ -20,6 +20,7 @@ from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.workers import Workers
@@ -40,6 +41,7 @@ class ServiceState:
     files: Files
     batches: Batches
     life: BatchLife
+    pauses: Pauses
     target_notes: TargetNotes
     chunks: Chunks
     duties: Duties
@@ -61,6 +63,7 @@ class ServiceState:
             files=Files(database),
             batches=Batches(database),
             life=BatchLife(database),
+            pauses=Pauses(database),
             target_notes=TargetNotes(database),
             chunks=Chunks(database),
             duties=Duties(database),

@@ -113,7 +113,7 @@ class Batches:
         with self._database.reading() as connection:
             row = connection.execute(select(batches).where(batches.c.id == batch_id, batches.c.team == team)).first()
         if row is None:
-            raise _no_such_batch(batch_id)
+            raise no_such_batch(batch_id)
         return row._asdict()
 
     def page(self, team: str, *, after: str | None, limit: int, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -194,7 +194,7 @@ class Batches:
         with self._database.writing() as connection:
             batch = lock_batch_whole(connection, batch_id)
             if batch is None or batch.team != team:
-                raise _no_such_batch(batch_id)
+                raise no_such_batch(batch_id)
             if batch.status not in ENDED:
                 raise ConflictError(
                     f"Batch {batch_id} is {batch.status}: only one that has ended can be deleted. Nothing was deleted. "
@@ -234,7 +234,7 @@ class Batches:
     def _locked(self, connection: Connection, team: str, batch_id: str) -> Row[Any]:
         batch = lock_batch(connection, batch_id)
         if batch is None or batch.team != team:
-            raise _no_such_batch(batch_id)
+            raise no_such_batch(batch_id)
         return batch
 
     def _attach(self, connection: Connection, last: Any, new: NewBatch) -> Mapping[str, Any]:
@@ -303,7 +303,7 @@ class Batches:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch_id, batches.c.status.in_(_CANCELLABLE))
-            .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now())
+            .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now(), paused=None)
         )
         settle(connection, self._database, batch_id)
 
@@ -359,5 +359,5 @@ def _names(team: str, key: str, series: str | None) -> list[str]:
     return [f"key {team} {key}", *([] if series is None else [f"series {team} {series}"])]
 
 
-def _no_such_batch(batch_id: str) -> NotFoundError:
+def no_such_batch(batch_id: str) -> NotFoundError:
     return NotFoundError(f"No such batch: {batch_id}.", code="batch_not_found", param="batch_id")

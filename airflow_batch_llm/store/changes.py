@@ -20,6 +20,7 @@ IDS_PER_QUERY: Final = 500
 _CHANGING: Final = (
     batches.c.status,
     batches.c.expiring,
+    batches.c.paused,
     batches.c.holder,
     batches.c.priority,
     batches.c.expires_at,

@@ -16,6 +16,7 @@ from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch_of_chunk
 from airflow_batch_llm.store.splitting import Pieces, add_pieces
 from airflow_batch_llm.store.tables import attempts, batches, chunks, parts, worker_models, workers
+from airflow_batch_llm.store.waiting import waiting_state_in
 from airflow_batch_llm.worker_wire import PartRecord
 
 
@@ -187,7 +188,8 @@ class Chunks:
             chunk = self._locked(connection, lease)
             self._add_parts(connection, lease, chunk, stored)
             suspicion = _suspicion(chunk, outcome, in_flight)
-            self._change(connection, lease, state=ChunkState.PENDING, lease_until=None, worker_id=None, **suspicion)
+            state = waiting_state_in(connection, chunk["batch_id"])
+            self._change(connection, lease, state=state, lease_until=None, worker_id=None, **suspicion)
             self._end_attempt(connection, lease, outcome, detail=detail, rows_lost=rows_lost)
             settle(connection, self._database, chunk["batch_id"])
 

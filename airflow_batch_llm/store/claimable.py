@@ -41,7 +41,8 @@ def claimable() -> Iterator[ColumnElement[bool]]:
 
     No join: with one, SQLite may start from the batches, and then has to sort.
     """
-    yield exists().where(batches.c.id == chunks.c.batch_id, batches.c.status == BatchStatus.IN_PROGRESS)
+    going_on = (batches.c.status == BatchStatus.IN_PROGRESS, batches.c.paused.is_(None))
+    yield exists().where(batches.c.id == chunks.c.batch_id, *going_on)
     yield may_be_done_by(bindparam("worker_id"))
 
 

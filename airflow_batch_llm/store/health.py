@@ -57,13 +57,14 @@ class Health:
         return current, ScriptDirectory.from_config(config).get_current_head()
 
     def stuck_chunks(self, seconds: float) -> list[StuckChunk]:
-        """Chunks of batches in progress whose lease ran out so long ago, and that nobody has claimed since."""
+        """Chunks whose lease ran out so long ago, and that nobody has claimed since, though their batch goes on."""
         late = (self._database.now() - chunks.c.lease_until).label("late")
         query = (
             select(chunks.c.batch_id, chunks.c.number, chunks.c.attempt, workers.c.name, late)
             .join(batches, batches.c.id == chunks.c.batch_id)
             .outerjoin(workers, workers.c.id == chunks.c.worker_id)
-            .where(batches.c.status == BatchStatus.IN_PROGRESS, chunks.c.state == ChunkState.LEASED, late > seconds)
+            .where(batches.c.status == BatchStatus.IN_PROGRESS, batches.c.paused.is_(None))
+            .where(chunks.c.state == ChunkState.LEASED, late > seconds)
         )
         with self._database.reading() as connection:
             return [StuckChunk(*row) for row in connection.execute(query.order_by(chunks.c.id))]

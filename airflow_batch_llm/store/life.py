@@ -14,6 +14,7 @@ from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_
 from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.waiting import waiting_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +159,11 @@ class BatchLife:
             same = {name: batch[name] for name in ("team", "endpoint", "priority")}
             same["model"] = plan.model or batch["model"]
             same["endpoint"] = plan.endpoint or batch["endpoint"]
+            same["state"] = waiting_state(batch["paused"])
             if plan.chunks:
                 connection.execute(
                     insert(chunks),
-                    [
-                        {"batch_id": duty.batch_id, "state": ChunkState.PENDING, **same, **vars(chunk)}
-                        for chunk in plan.chunks
-                    ],
+                    [{"batch_id": duty.batch_id, **same, **vars(chunk)} for chunk in plan.chunks],
                 )
             connection.execute(
                 update(batches)
@@ -182,7 +181,13 @@ class BatchLife:
             ended = connection.execute(
                 update(batches)
                 .where(batches.c.id == duty.batch_id, batches.c.status == BatchStatus.VALIDATING)
-                .values(status=BatchStatus.FAILED, failed_at=self._database.now(), errors=errors, trouble=None)
+                .values(
+                    status=BatchStatus.FAILED,
+                    failed_at=self._database.now(),
+                    errors=errors,
+                    trouble=None,
+                    paused=None,
+                )
             )
             if ended.rowcount == 0:
                 raise DutyLostError(f"Batch {duty.batch_id} had ended before its plan failed.")
@@ -258,7 +263,8 @@ class BatchLife:
                 settle(connection, self._database, batch_id)
 
     def _expiring(self) -> dict[str, Any]:
-        return {"status": BatchStatus.FINALIZING, "finalizing_at": self._database.now(), "expiring": True}
+        now = self._database.now()
+        return {"status": BatchStatus.FINALIZING, "finalizing_at": now, "expiring": True, "paused": None}
 
 
 def settle(connection: Connection, database: Database, batch_id: str) -> None:
@@ -270,7 +276,7 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
         connection.execute(
             update(batches)
             .where(batches.c.id == batch_id)
-            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now())
+            .values(status=BatchStatus.FINALIZING, finalizing_at=database.now(), paused=None)
         )
         add_duty(connection, batch_id, DutyKind.ASSEMBLE)
     elif batch.status == BatchStatus.CANCELLING and batch.plan_key is None:

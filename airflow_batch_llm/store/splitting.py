@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from airflow_batch_llm.models import ChunkState
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.waiting import waiting_state_in
 
 _OF_THE_WHOLE: Final = ("batch_id", "team", "model", "endpoint", "priority", "storage_key", "bytes", "sha256")
 """What the pieces of a chunk have in common: they are about rows of the same stored lines."""
@@ -28,7 +28,7 @@ class Pieces:
 
 
 def add_pieces(connection: Connection, chunk: Mapping[str, Any], pieces: Pieces) -> dict[str, Any]:
-    """Adds the cut pieces as chunks that can be claimed at once; gives what is to be changed in the chunk itself.
+    """Adds the cut pieces as chunks that wait like the batch's others; gives what is to be changed in the chunk itself.
 
     With nothing to keep, the chunk becomes the first piece. The caller holds the batch's row.
     """
@@ -53,7 +53,8 @@ def _insert(
     connection: Connection, chunk: Mapping[str, Any], cut: list[list[int]], undone: int, *, alone: bool
 ) -> None:
     last = connection.scalar(select(func.max(chunks.c.number)).where(chunks.c.batch_id == chunk["batch_id"])) or 0
-    same = {name: chunk[name] for name in _OF_THE_WHOLE} | {"state": ChunkState.PENDING, "alone": alone}
+    state = waiting_state_in(connection, chunk["batch_id"])
+    same = {name: chunk[name] for name in _OF_THE_WHOLE} | {"state": state, "alone": alone}
     connection.execute(
         insert(chunks),
         [

@@ -89,6 +89,7 @@ batches: Final = Table(
     Column("metadata", JSON),
     Column("priority", Integer, nullable=False, server_default="0"),
     Column("status", String(16), nullable=False),
+    Column("paused", String(16)),
     Column("expiring", Boolean, nullable=False, server_default=false()),
     Column("errors", JSON),
     Column("trouble", Text),

@@ -39,7 +39,8 @@ class Client:
     """Whether a submit is still to be answered."""
     last: Batch | None = None
     """What was last heard of."""
-    deleted: set[str] = field(default_factory=set)
+    paused: set[str] = field(default_factory=set)
+    """Batches that were to be paused, whatever the answer was."""
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class Client:
             Act("submits again", self.submit, 0.5),
             Act("looks", self.look, 0.5),
             Act("cancels", self.cancel, 0.25),
+            Act("pauses", self.pause, 0.25),
+            Act("resumes", self.resume, 0.35),
             Act("changes its source", self.changes, 0.15),
         ]
         if self.last is not None and self.last.status in ENDED:
@@ -79,6 +82,19 @@ class Client:
 
     def cancel(self) -> str:
         return self._on_last(self.client.cancel)
+
+    def pause(self) -> str:
+        if self.last is not None:
+            self.paused.add(self.last.id)
+        return self._on_last(self.client.pause)
+
+    def resume(self) -> str:
+        return self._on_last(self.client.resume)
+
+    def resume_all(self) -> None:
+        """At the end nothing is left paused."""
+        for batch_id in sorted(self.paused):
+            answered(lambda batch_id=batch_id: self.client.resume(batch_id))
 
     def retry(self) -> str:
         return self._on_last(self.client.retry)

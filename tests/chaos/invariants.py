@@ -47,7 +47,8 @@ def _left_undone(world: World) -> Iterator[str]:
             yield f"batch {row.id} never ended: it is {row.status} (trouble: {row.trouble})"
     for row in world.watch.rows("SELECT batch_id, kind, attempt FROM duties WHERE NOT done"):
         yield f"duty {row.kind} of {row.batch_id} was never done, in {row.attempt} attempts"
-    for row in world.watch.rows("SELECT id, batch_id, attempt FROM chunks WHERE state IN ('leased', 'pending')"):
+    undone = "SELECT id, batch_id, attempt FROM chunks WHERE state IN ('leased', 'pending', 'held')"
+    for row in world.watch.rows(undone):
         yield f"chunk {row.id} of {row.batch_id} is left with attempt {row.attempt}"
 
 

@@ -140,6 +140,8 @@ class Schedule:
     def _rest(self) -> None:
         """Everybody works on, without faults, until all is done. Two fresh workers do what the others left."""
         fresh = [self._worker(f"fresh{number}") for number in range(2)]
+        for client in self.clients:
+            client.resume_all()
         for _ in range(MOST_ROUNDS):
             self.world.now += ROUND_SECONDS
             for client in self.clients:

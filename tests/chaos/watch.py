@@ -24,6 +24,11 @@ ALLOWED: Final = {
 }
 """Which status may follow which. What is not here ends a batch's life."""
 
+HELD_WRONGLY: Final = (
+    "SELECT c.id, c.state, c.batch_id, b.paused FROM chunks c JOIN batches b ON b.id = c.batch_id "
+    "WHERE b.status = 'in_progress' AND c.state = CASE WHEN b.paused IS NULL THEN 'held' ELSE 'pending' END"
+)
+
 
 @dataclass
 class SeenBatch:
@@ -99,6 +104,8 @@ class Watch:
         for batch in self.batches.values():
             if not batch.deleted and batch.id not in {row.id for row in found}:
                 self._gone(batch)
+        for row in self.rows(HELD_WRONGLY):
+            self.wrong.append(f"chunk {row.id} is {row.state}, though batch {row.batch_id} is paused: {row.paused}")
         (count,) = self.rows("SELECT count(*) FROM parts")[0]
         if count != self._parts:
             self._parts = count

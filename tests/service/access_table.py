@@ -96,6 +96,8 @@ CALLS = [
     Call("DELETE", "/v1/batches/{batch_id}", SUBMIT, "200", NO_BATCH),
     Call("POST", "/v1/batches/{batch_id}/cancel", SUBMIT, "200", NO_BATCH),
     Call("POST", "/v1/batches/{batch_id}/retry", SUBMIT, "200", NO_BATCH),
+    Call("POST", "/v1/batches/{batch_id}/pause", SUBMIT, "409 batch_ending", NO_BATCH),
+    Call("POST", "/v1/batches/{batch_id}/resume", SUBMIT, "409 batch_ending", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/results", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/events", READ, "200", NO_BATCH),
     Call("POST", "/v1/batches/watch", READ, "200", "200", _watch),

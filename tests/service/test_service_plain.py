@@ -51,11 +51,11 @@ def test_a_key_in_a_header_is_nothing_there(plain_service: RunningService) -> No
     assert first.id != second.id
 
 
-@pytest.mark.parametrize("path", ["results", "events", "retry"])
+@pytest.mark.parametrize("path", ["results", "events", "retry", "pause", "resume"])
 def test_there_are_no_calls_but_openais(plain_service: RunningService, path: str) -> None:
     batch = create(openai_client(plain_service), HELLO)
     headers = {"Authorization": f"Bearer {plain_service.token}"}
-    method = "POST" if path == "retry" else "GET"
+    method = "GET" if path in ("results", "events") else "POST"
     answer = httpx.request(method, f"{plain_service.url}/v1/batches/{batch.id}/{path}", headers=headers)
     assert answer.status_code == 404
     assert httpx.get(f"{plain_service.url}/healthz").json()["extensions"] is False

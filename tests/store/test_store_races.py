@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, func, select, text
 
 from airflow_batch_llm.errors import BatchLLMError, ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
-from airflow_batch_llm.models import ChunkState, DutyKind
+from airflow_batch_llm.models import ChunkState, DutyKind, PauseReason
 from airflow_batch_llm.store.changes import BatchChanges
 from airflow_batch_llm.store.chunks import ChunkLease
 from airflow_batch_llm.store.database import Database, StoreConflictError, tried_again
@@ -22,6 +22,7 @@ from airflow_batch_llm.store.duties import DutyLostError
 from airflow_batch_llm.store.files import Files, StoredFile
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import Plan, PlannedChunk
+from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.tables import batches, chunks, duties, index_batches, parts
 from airflow_batch_llm.store.team_secrets import TeamSecrets
 from tests.conftest import eventually
@@ -261,6 +262,71 @@ def test_no_chunk_of_a_batch_that_was_just_cancelled_is_claimed(store: Store) ->
     worker = store.worker()
     _, claimed = overlapping(store, lambda one: one.batches.cancel(TEAM, batch_id), lambda two: two.claim(worker))
     assert claimed is None
+
+
+def _pause(batch_id: str) -> Verb:
+    return lambda side: Pauses(side.database).pause(TEAM, batch_id, PauseReason.REQUESTED)["paused"]
+
+
+def _resume(batch_id: str) -> Verb:
+    return lambda side: Pauses(side.database).resume(TEAM, batch_id)["paused"]
+
+
+def test_no_chunk_of_a_batch_that_was_just_paused_is_claimed(store: Store) -> None:
+    batch_id = store.planned(chunks=2)
+    worker = store.worker()
+    _, claimed = overlapping(store, _pause(batch_id), lambda two: two.claim(worker), waits=False)
+    assert claimed is None
+    assert store.claim(worker) is None
+
+
+def test_a_chunk_that_is_just_claimed_is_not_held_back_by_a_pause(store: Store) -> None:
+    batch_id = store.planned(chunks=2)
+    worker = store.worker()
+    lease, _ = overlapping(store, lambda one: one.claim(worker), _pause(batch_id), waits=True)
+    assert _count(store, chunks, chunks.c.state == ChunkState.HELD) == 1
+    store.chunks.commit(lease, [part(rows=4)])
+
+
+@pytest.mark.parametrize("pause_first", [True, False])
+def test_a_chunk_that_comes_back_while_its_batch_is_paused_is_held_back(store: Store, pause_first: bool) -> None:
+    batch_id = store.planned()
+    lease = _lease(store)
+    sides: list[Verb] = [_pause(batch_id), lambda side: side.chunks.release(lease, [], outcome="drained")]
+    overlapping(store, *(sides if pause_first else reversed(sides)), waits=True)
+    assert _count(store, chunks, chunks.c.state == ChunkState.HELD) == 1
+
+
+@pytest.mark.parametrize("resume_first", [True, False])
+def test_a_chunk_that_comes_back_while_its_batch_is_resumed_can_be_claimed(store: Store, resume_first: bool) -> None:
+    batch_id = store.planned()
+    lease = _lease(store)
+    _pause(batch_id)(store)
+    sides: list[Verb] = [_resume(batch_id), lambda side: side.chunks.release(lease, [], outcome="drained")]
+    overlapping(store, *(sides if resume_first else reversed(sides)), waits=True)
+    assert _count(store, chunks, chunks.c.state == ChunkState.PENDING) == 1
+
+
+@pytest.mark.parametrize("pause_first", [True, False])
+def test_a_plan_that_comes_with_a_pause_waits_whole(store: Store, pause_first: bool) -> None:
+    batch_id = store.submit()
+    duty = store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=LEASE)
+    assert duty is not None
+    pieces = [PlannedChunk(number=n, rows=1, tokens=1, storage_key="k", bytes=1, sha256="s") for n in range(2)]
+    plan = Plan(storage_key="p", rows_total=2, rows_done=0, rows_failed=0, chunks=pieces)
+    sides: list[Verb] = [_pause(batch_id), lambda side: side.life.activate(duty, plan)]
+    overlapping(store, *(sides if pause_first else reversed(sides)), waits=True)
+    assert _count(store, chunks, chunks.c.state == ChunkState.HELD) == 2
+
+
+@pytest.mark.parametrize("pause_first", [True, False])
+def test_a_pause_and_a_cancel_at_once_end_the_batch_and_leave_nothing_waiting(store: Store, pause_first: bool) -> None:
+    batch_id = store.planned()
+    sides: list[Verb] = [_pause(batch_id), lambda side: side.batches.cancel(TEAM, batch_id)]
+    overlapping(store, *(sides if pause_first else reversed(sides)))
+    batch = store.batches.get(TEAM, batch_id)
+    assert (batch["status"], batch["paused"]) == ("cancelling", None)
+    assert _count(store, chunks, chunks.c.state == ChunkState.DROPPED) == 1
 
 
 def test_a_commit_and_a_cancel_at_once_end_the_batch_once_with_the_rows_counted(store: Store) -> None:
