@@ -52,7 +52,7 @@ def _connection_type() -> dict[str, Any]:
             },
             "priority": {
                 "label": "Priority",
-                "description": "Of tasks that give none: low, normal, high, urgent or a number; else by the type of run",
+                "description": "Of tasks that give none: low, normal, high, urgent or a number; else by the run type",
                 "schema": {"type": ["string", "null"]},
             },
             "extensions": {

@@ -89,6 +89,9 @@ class RowStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+FAILED: Final = (RowStatus.ERROR, RowStatus.INVALID_OUTPUT)
+"""What a row is that was done and has failed; one that the batch did not come to is none."""
+
 OUTPUT_COLUMNS: Final = (
     "llm_output",
     "llm_status",

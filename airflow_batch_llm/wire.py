@@ -79,8 +79,12 @@ class DatasetSpec(Strict):
     parameters: dict[str, Any] = {}
     """Sampling parameters of the engine's chat completions (``max_tokens``, ``top_p``, ``seed`` …).
     ``temperature`` is 0 unless given."""
+    quarantine: Place | None = None
+    """Where a copy of the rows that failed goes (``llm_status`` is ``error`` or ``invalid_output``); the target has
+    them all the same. One file in the target's format, with the target's columns. It is written with the target, also
+    if no row has failed: then it has none."""
     overwrite: bool = False
-    """Whether a target that exists may be replaced."""
+    """Whether a target or a quarantine that exists may be replaced."""
 
 
 class FileExpiry(Strict):
@@ -326,6 +330,8 @@ class Manifest(BaseModel):
     folder: str | None = None
     """The folder that the files are below, where the target is one."""
     files: list[TargetFile]
+    quarantine: TargetFile | None = None
+    """The file with a copy of the rows that failed, where the batch has one."""
     rows: int
     counts: dict[str, int]
     """Rows by ``llm_status``; the values add up to ``rows``."""

@@ -95,14 +95,14 @@ def test_a_submit_takes_several_sources_a_format_and_a_schema(
     done = batch_llm(
         *("submit", "one.parquet", "out/", "--source", "more/", "--source", "s3://lake/x*.csv", "--model", "m"),
         *("--prompt", "{a}", "--format", "csv", "--compression", "gzip", "--reuse", "never"),
-        *("--output-schema", "schema.json"),
+        *("--output-schema", "schema.json", "--quarantine", "bad.csv"),
     )
     assert (done.returncode, done.stdout.strip()) == (0, "batch_1"), done.stderr
     [create] = sent
     root = service.data_root
     assert create.dataset is not None
     assert create.dataset.source == [f"{root}/one.parquet", f"{root}/more/", "s3://lake/x*.csv"]
-    assert create.dataset.target == f"{root}/out/"
+    assert (create.dataset.target, create.dataset.quarantine) == (f"{root}/out/", f"{root}/bad.csv")
     assert (create.dataset.format, create.dataset.compression, create.reuse) == ("csv", "gzip", "never")
     assert create.dataset.output_schema is not None
     assert create.dataset.output_schema["properties"] == {"a": {"type": "string"}}

@@ -70,3 +70,8 @@ def batch_create(**fields: Any) -> BatchCreate:
 def absolute(place: str) -> str:
     """A local path as the service, which has another working directory, must be told it."""
     return place if "://" in place else f"{Path(place).absolute()}{'/' * place.endswith('/')}"
+
+
+def absolute_or_none(place: str | None) -> str | None:
+    """The same for a place that need not be given."""
+    return None if place is None else absolute(place)

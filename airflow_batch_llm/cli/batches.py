@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Column, Table
 
 from airflow_batch_llm import clock
-from airflow_batch_llm.cli.asked import Asked, batch_create
+from airflow_batch_llm.cli.asked import Asked, absolute_or_none, batch_create
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, client_of, err, out
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
 from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed, rows_so_far, status_words
@@ -45,7 +45,10 @@ FormatOption = Annotated[
 ]
 CompressionOption = Annotated[str | None, typer.Option(help="Of a target folder's files: none, gzip or zstd.")]
 ReuseOption = Annotated[str, typer.Option(help="Whether equal rows share an answer: auto or never.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")]
+QuarantineOption = Annotated[
+    str | None, typer.Option(help="A file for a copy of the rows that failed, in the target's format.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a target and a quarantine that exist.")]
 
 
 @app.command()
@@ -62,6 +65,7 @@ def submit(
     more: MoreSources = None,
     table_format: FormatOption = None,
     compression: CompressionOption = None,
+    quarantine: QuarantineOption = None,
     reuse: ReuseOption = "auto",
     key: Annotated[str | None, typer.Option(help="Submitting twice with one key gives one batch.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
@@ -71,9 +75,8 @@ def submit(
 ) -> None:
     """Submit a table; prints the batch's id."""
     asked = Asked(prompt, system, choice, output_schema, embed, max_tokens)
-    spec = asked.spec(
-        [source, *(more or [])], target, format=table_format, compression=compression, overwrite=overwrite
-    )
+    kept = {"quarantine": absolute_or_none(quarantine), "overwrite": overwrite}
+    spec = asked.spec([source, *(more or [])], target, format=table_format, compression=compression, **kept)
     create = batch_create(dataset=spec, model=model, endpoint=asked.endpoint, key=key, priority=priority, reuse=reuse)
     with client_of(url, home) as client:
         batch = client.submit(create)
@@ -96,6 +99,7 @@ def estimate(
     more: MoreSources = None,
     table_format: FormatOption = None,
     compression: CompressionOption = None,
+    quarantine: QuarantineOption = None,
     reuse: ReuseOption = "auto",
     key: Annotated[str | None, typer.Option(help="Asking twice with one key gives one estimate.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
@@ -106,9 +110,8 @@ def estimate(
 ) -> None:
     """Say what a table would take: rows, tokens, time. Takes what `submit` takes, runs no rows, writes no target."""
     asked = Asked(prompt, system, choice, output_schema, embed, max_tokens)
-    spec = asked.spec(
-        [source, *(more or [])], target, format=table_format, compression=compression, overwrite=overwrite
-    )
+    kept = {"quarantine": absolute_or_none(quarantine), "overwrite": overwrite}
+    spec = asked.spec([source, *(more or [])], target, format=table_format, compression=compression, **kept)
     asked_for = {"dataset": spec, "model": model, "endpoint": asked.endpoint}
     create = batch_create(**asked_for, key=key, priority=priority, reuse=reuse, dry_run=True)
     with client_of(url, home) as client:

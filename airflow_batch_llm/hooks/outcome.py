@@ -106,6 +106,8 @@ def _log_counts(batch: Batch, log: Log) -> None:
     _log_tokens(batch, log)
     for file in batch.manifest.files if batch.manifest else []:
         log.info("Target: %s (%s rows, %s bytes)", file.uri, file.rows, file.bytes)
+    if batch.manifest and (copies := batch.manifest.quarantine):
+        log.info("Quarantine: %s (%s rows, %s bytes)", copies.uri, copies.rows, copies.bytes)
     for name, file_id in (("Output", batch.output_file_id), ("Error", batch.error_file_id)):
         if file_id:
             log.info("%s file: %s", name, file_id)
@@ -127,5 +129,6 @@ def _log_tokens(batch: Batch, log: Log) -> None:
 
 def _where_it_says_why(batch: Batch) -> str:
     if batch.manifest is not None:
-        return "their llm_status is not `success`, and llm_error says why."
+        copies = f" They are copied to {batch.manifest.quarantine.uri}." if batch.manifest.quarantine else ""
+        return f"their llm_status is not `success`, and llm_error says why.{copies}"
     return f"the error file {batch.error_file_id} says why." if batch.error_file_id else "the server does not say why."

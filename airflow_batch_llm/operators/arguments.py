@@ -131,6 +131,25 @@ def check_target(target: Any, *, format: str | None, compression: str | None) ->
         raise ValueError(f"target is {target!r} and compression is {compression!r}: the ending says another.")
 
 
+def check_quarantine(quarantine: Any, target: Any, *, format: str | None) -> None:  # noqa: A002 (the argument's name)
+    """Whether a quarantine is a file in the target's format, and another than the target."""
+    if not isinstance(quarantine, str) or is_template(quarantine):
+        if isinstance(quarantine, (list, tuple, Mapping)):
+            raise ValueError(f"quarantine is a {type(quarantine).__name__}; it is one file.")
+        return
+    ending = _ending(quarantine)
+    if ending is None or quarantine.endswith("/"):
+        raise ValueError(f"quarantine is {quarantine!r}; it is one file, which ends in one of {', '.join(ENDINGS)}.")
+    if not isinstance(target, str) or is_template(target):
+        return
+    if quarantine == target:
+        raise ValueError(f"quarantine is {quarantine!r}, which is the target: give it a place of its own.")
+    found = _ending(target)
+    kind = format or "parquet" if found is None else ENDINGS[found][0]
+    if ENDINGS[ending][0] != kind:
+        raise ValueError(f"quarantine is {quarantine!r} and the target is {kind}: both have one format.")
+
+
 def _check_place(name: str, place: str, *, patterns: bool) -> None:
     """Whether a place ends like a table that the service reads or writes, or like a folder."""
     if is_template(place) or place.endswith("/") or (patterns and any(mark in place for mark in "*?")):
@@ -174,13 +193,27 @@ def check_dry_run(
         raise ValueError(f"{given[0]} has no meaning for a dry_run: it runs no rows and writes no target.")
 
 
-def check_budget(*, max_error_rate: float | None, max_errors: int | None, wait_for_completion: bool) -> None:
-    if max_error_rate is not None and not (_is_number(max_error_rate) and 0 <= max_error_rate <= 1):
-        raise ValueError(f"max_error_rate is {max_error_rate!r}, and must be a number between 0 and 1.")
+def check_budget(
+    *,
+    max_error_rate: float | None,
+    max_errors: int | None,
+    max_invalid_rate: float | None,
+    wait_for_completion: bool,
+    fits: bool,
+) -> None:
+    """Whether the limits are ones; ``fits`` says whether there is something that an answer may not fit."""
+    for name, rate in (("max_error_rate", max_error_rate), ("max_invalid_rate", max_invalid_rate)):
+        if rate is not None and not (_is_number(rate) and 0 <= rate <= 1):
+            raise ValueError(f"{name} is {rate!r}, and must be a number between 0 and 1.")
+    if max_invalid_rate is not None and not fits:
+        raise ValueError("max_invalid_rate goes with choices or output_type: any other answer fits.")
     if max_errors is not None and not (_is_number(max_errors) and isinstance(max_errors, int) and max_errors >= 0):
         raise ValueError(f"max_errors is {max_errors!r}, and must be a whole number of at least 0.")
-    if not wait_for_completion and (max_error_rate is not None or max_errors is not None):
-        raise ValueError("max_error_rate and max_errors need wait_for_completion: nobody would look at the outcome.")
+    if not wait_for_completion and (max_error_rate, max_errors, max_invalid_rate) != (None, None, None):
+        raise ValueError(
+            "max_error_rate, max_errors and max_invalid_rate need wait_for_completion: nobody would look at the "
+            "outcome."
+        )
 
 
 def as_input(prompt: Any, chat: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ class BatchLLMOperator(BaseOperator):
         are uploaded, and a retry goes on with what was uploaded.
     :param target: where the result goes: a file, in the format that its ending names, or a folder ending in ``/``
         (templated).
+    :param quarantine: where a copy of the rows that failed goes, besides the target: a file in the target's format
+        (templated). It has the target's columns, and no rows if none has failed.
     :param format: of a target folder: ``parquet`` (unless given), ``jsonl`` or ``csv``.
     :param compression: of a target folder's files: ``none``, ``gzip`` or ``zstd``.
     :param model: a model that the pool's workers serve (templated).
@@ -82,7 +84,7 @@ class BatchLLMOperator(BaseOperator):
         become typed columns of the target.
     :param n: how many answers each row gets; above 1 it needs a ``temperature``.
     :param passthrough: the source columns that the target repeats; all unless given.
-    :param overwrite: whether a target that something else wrote may be replaced.
+    :param overwrite: whether a target or a quarantine that something else wrote may be replaced.
     :param max_tokens: longest answer. ``temperature`` (0 unless given), ``top_p`` and ``seed`` are the engine's too.
     :param parameters: further sampling parameters of the engine's chat completions, such as ``stop``.
     :param reuse: whether a row may get the answer of an equal row, of this batch or an earlier one, where the answer is
@@ -93,6 +95,8 @@ class BatchLLMOperator(BaseOperator):
     :param max_error_rate: the task fails if a larger share of the rows failed, from 0 to 1. The target is there all the
         same, and a retry asks for the failed rows alone.
     :param max_errors: the same for a number of rows.
+    :param max_invalid_rate: the same for the rows whose answer fits neither ``choices`` nor ``output_type``
+        (``llm_status`` is ``invalid_output``). They count as failed for the two others as well.
     :param input_file_id: instead of a table, an uploaded request file (templated).
     :param endpoint: what the rows or the requests of the file are for; ``/v1/chat/completions`` unless given. A table
         is for that or for ``/v1/embeddings``.
@@ -122,7 +126,16 @@ class BatchLLMOperator(BaseOperator):
     In ``map_index_template`` the names ``batch_id``, ``rows`` and ``rows_failed`` are known once the task has ended.
     """
 
-    template_fields: Sequence[str] = ("source", "target", "model", "constants", "input_file_id", "metadata", "deadline")
+    template_fields: Sequence[str] = (
+        "source",
+        "target",
+        "quarantine",
+        "model",
+        "constants",
+        "input_file_id",
+        "metadata",
+        "deadline",
+    )
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
 
@@ -135,6 +148,7 @@ class BatchLLMOperator(BaseOperator):
         *,
         source: str | Sequence[str] | Sequence[Mapping[str, Any]] | SQLSource | None = None,
         target: str | None = None,
+        quarantine: str | None = None,
         format: TableFormat | None = None,  # noqa: A002 (the word for it)
         compression: Compression | None = None,
         model: str | None = None,
@@ -157,6 +171,7 @@ class BatchLLMOperator(BaseOperator):
         dry_run: bool = False,
         max_error_rate: float | None = None,
         max_errors: int | None = None,
+        max_invalid_rate: float | None = None,
         input_file_id: str | None = None,
         endpoint: str | None = None,
         completion_window: str | None = None,
@@ -179,8 +194,9 @@ class BatchLLMOperator(BaseOperator):
         chat = {"messages": messages, "system_prompt": system_prompt, "choices": choices, "output_type": output_type}
         table = {"target": target, "format": format, "compression": compression, "model": model, **asked, **chat}
         table |= {"constants": constants, **sampling, "parameters": parameters, "passthrough": passthrough}
-        table |= {"overwrite": overwrite or None, "reuse": None if reuse == "auto" else reuse}
+        table |= {"quarantine": quarantine, "overwrite": overwrite or None, "reuse": None if reuse == "auto" else reuse}
         budget: dict[str, Any] = {"max_error_rate": max_error_rate, "max_errors": max_errors}
+        budget["max_invalid_rate"] = max_invalid_rate
         waits = {"wait_for_completion": wait_for_completion}
         source = given(source)
         arguments.check_kind(
@@ -188,12 +204,13 @@ class BatchLLMOperator(BaseOperator):
         )
         arguments.check_source(source)
         arguments.check_target(target, format=format, compression=compression)
+        arguments.check_quarantine(quarantine, target, format=format)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
         arguments.check_typed(choices=choices, output_type=output_type, n=n)
         arguments.check_word("reuse", reuse)
         arguments.check_word("on_clear", on_clear)
-        arguments.check_budget(**budget, **waits)
+        arguments.check_budget(**budget, **waits, fits=bool(choices or output_type))
         arguments.check_dry_run(dry_run=dry_run, source=source, budget=budget, overwrite=overwrite, **waits)
         arguments.check_completion_window(completion_window)
         arguments.check_metadata(metadata)
@@ -203,6 +220,7 @@ class BatchLLMOperator(BaseOperator):
         embeds = source is not None and endpoint == EMBEDDINGS
         self.source = source
         self.target = target
+        self.quarantine = quarantine
         self.format = format
         self.compression = compression
         self.model = model
@@ -219,6 +237,7 @@ class BatchLLMOperator(BaseOperator):
         self.estimates = dry_run  # Airflow's operators have a method dry_run
         self.max_error_rate = max_error_rate
         self.max_errors = max_errors
+        self.max_invalid_rate = max_invalid_rate
         self.input_file_id = input_file_id
         self.endpoint = endpoint
         self.completion_window = completion_window
@@ -283,7 +302,9 @@ class BatchLLMOperator(BaseOperator):
 
     @property
     def budget(self) -> ErrorBudget:
-        return ErrorBudget() if self.estimates else ErrorBudget(self.max_error_rate, self.max_errors)
+        if self.estimates:
+            return ErrorBudget()
+        return ErrorBudget(self.max_error_rate, self.max_errors, self.max_invalid_rate)
 
     def _names(self, context: Context) -> TaskBatchNames:
         return TaskBatchNames.of(context["ti"], self.hook.deployment, retries=self.retries or 0, dry_run=self.estimates)
@@ -377,10 +398,10 @@ class BatchLLMOperator(BaseOperator):
         log_failures(batch, self.hook.get_conn, self.log)
 
     def _check_budget(self, batch: Batch) -> None:
-        if limit := self.budget.broken_by(batch):
+        if breach := self.budget.broken_by(batch):
             repeats = batch.team is not None  # only a service with its extensions says so
             with self.hook.get_conn() as client:
-                message = broken_budget(batch, limit, client, repeats=repeats)
+                message = broken_budget(batch, breach, client, repeats=repeats)
             raise AirflowException(message) if repeats else AirflowFailException(message)
 
     def _end_after_deferral(self, context: Context) -> str:

@@ -53,6 +53,7 @@ def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict
         choices=task.choices,
         output_schema=task.output_schema,
         parameters=task.parameters,
+        quarantine=task.quarantine,
         overwrite=task.overwrite,
     )
     anew = names.cleared and task.on_clear == "rerun"

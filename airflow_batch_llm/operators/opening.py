@@ -38,19 +38,12 @@ class Opening:
         """
         found = self.server.find(self.key) if found_first else None
         batch = self._submitted() if found is None or found.dataset is None else self._taken_up(found)
-        limit = self.budget.broken_by(batch)
-        if limit is None or not self.server.extensions:
+        breach = self.budget.broken_by(batch)
+        if breach is None or not self.server.extensions:
             return batch
         # Only an earlier try's batch can have completed by now.
         again = self.server.client.retry(batch.id)
-        self.log.info(
-            "%s of %s rows of batch %s had failed, and %s: batch %s asks for those again",
-            batch.request_counts.failed,
-            batch.request_counts.total,
-            batch.id,
-            limit,
-            again.id,
-        )
+        self.log.info("%s: batch %s asks for the failed ones again", breach.of(batch), again.id)
         return again
 
     def _submitted(self) -> Batch:

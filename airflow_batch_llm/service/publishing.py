@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.quarantine import QuarantineTakenError, check_quarantine_free
 from airflow_batch_llm.service.targets import (
     Owner,
     Target,
@@ -26,7 +27,10 @@ from airflow_batch_llm.wire import Manifest, TargetFile
 
 @dataclass
 class Publisher:
-    """Publishes one batch's target. Said again after a crash, it ends where the first try would have ended."""
+    """Publishes one batch's target. Said again after a crash, it ends where the first try would have ended.
+
+    The order is target, quarantine, manifest: who has published the first is held to publish the others.
+    """
 
     tree: Tree
     places: Places
@@ -42,6 +46,7 @@ class Publisher:
     """Keeps the SHA-256 of the first file, before it is published: it is this batch's, even without its manifest."""
     replaced: Callable[[Collection[str]], Collection[str]]
     """Those of the batches with files in the folder whose files go once this one's manifest stands there."""
+    quarantine: Target | None = None
     _before: Manifest | None = field(init=False)
     _before_entry: Entry | None = field(init=False)
     """The manifest before as a file; looked at first, so that one that comes after it is never replaced."""
@@ -52,49 +57,57 @@ class Publisher:
         self._before = read_manifest(self.tree, self.target.manifest_uri)
         if self.target.folder and not self._is_own(self._before):
             self._check_free()
+        self._check_quarantine()  # before the target: what stands in the way of one stands in the way of both
 
     def file(self, uri: str) -> AbstractContextManager[Path]:
-        """A local path to write a file of the target to; it goes when the block ends."""
-        return self.tree.scratch(uri, owner=self.batch_id, attempt=self.attempt)
+        """A local path to write a file of the target or the quarantine to; it goes when the block ends."""
+        return self.places.tree(uri).scratch(uri, owner=self.batch_id, attempt=self.attempt)
 
     def publish(self, path: Path, uri: str, rows: int) -> TargetFile:
         """Moves a finished file to its place. Raises :class:`TargetTakenError` if somebody else's stands there."""
-        file = TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
-        standing = self.tree.stat(uri)
-        if self.target.folder:
+        file = _described(path, uri, rows)
+        with _untouched(TargetTakenError, f"Target {uri}"):
+            if not self.target.folder:
+                self._publish_alone(path, file, self._check_free)
+                return file
             if not self._noted:
                 self.note(file.sha256)
                 self._noted = True
-            self._appear(path, uri, standing)  # the name holds the batch's id: what stands there can only be its own
-            return file
-        if standing is not None and _is(self.tree, standing, file):
-            return file  # an attempt that died right after publishing has done it
-        if standing is not None:
-            self._check_free()
-        self.note(file.sha256)
-        self._appear(path, uri, standing)
+            self._appear(path, uri, self.tree.stat(uri))  # named after the batch: what stands there can only be its own
         return file
 
-    def _appear(self, path: Path, uri: str, standing: Entry | None) -> None:
-        self.check()
-        try:
-            self.tree.publish(path, uri, over=standing)
-        except (FileExistsError, ChangedError) as error:
-            raise TargetTakenError(
-                f"Target {uri} was written by somebody else while the batch ran. It was not touched; "
-                "move it away and the batch will end."
-            ) from error
+    def publish_quarantine(self, path: Path, uri: str, rows: int) -> TargetFile:
+        """The same for the quarantine. Raises :class:`QuarantineTakenError` if somebody else's stands there."""
+        file = _described(path, uri, rows)
+        with _untouched(QuarantineTakenError, f"Quarantine {uri}"):
+            self._publish_alone(path, file, self._check_quarantine)
+        return file
 
     def publish_manifest(self, manifest: Manifest) -> None:
         """Says which files are the target. Those of the targets before it go after that."""
         uri = self.target.manifest_uri
-        with self.file(uri) as path:
+        with self.file(uri) as path, _untouched(TargetTakenError, f"Manifest {uri}"):
             path.write_text(manifest.model_dump_json(indent=2) + "\n")
             self._appear(path, uri, self._before_entry)
         if self.target.folder:
             for old in sorted(self._old() - {file.uri for file in manifest.files}):
                 self.check()
                 self.tree.delete(old)
+
+    def _publish_alone(self, path: Path, file: TargetFile, check_free: Callable[[], None]) -> None:
+        """Brings a file to a place that is not named after the batch, so that it may be somebody else's."""
+        tree = self.places.tree(file.uri)
+        standing = tree.stat(file.uri)
+        if standing is not None and _is(tree, standing, file):
+            return  # an attempt that died right after publishing has done it
+        if standing is not None:
+            check_free()
+        self.note(file.sha256)
+        self._appear(path, file.uri, standing)
+
+    def _appear(self, path: Path, uri: str, standing: Entry | None) -> None:
+        self.check()
+        self.places.tree(uri).publish(path, uri, over=standing)
 
     def _old(self) -> set[str]:
         """The files of the manifest before, and those of batches that did not get to theirs, or not to removing."""
@@ -114,6 +127,30 @@ class Publisher:
         except InvalidRequestError as error:
             raise TargetTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
 
+    def _check_quarantine(self) -> None:
+        if self.quarantine is None:
+            return
+        try:
+            check_quarantine_free(self.places, self.quarantine, self.target, overwrite=self.overwrite, owner=self.owner)
+        except InvalidRequestError as error:
+            raise QuarantineTakenError(error.message.removesuffix(" Nothing was submitted.")) from error
+
+
+def _described(path: Path, uri: str, rows: int) -> TargetFile:
+    return TargetFile(uri=uri, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
+
 
 def _is(tree: Tree, standing: Entry, file: TargetFile) -> bool:
     return standing.size == file.bytes and sha256_at(tree, standing) == file.sha256
+
+
+@contextmanager
+def _untouched(error: type[Exception], what: str) -> Iterator[None]:
+    """Tells of what came to stand in the way after the last look."""
+    try:
+        yield
+    except (FileExistsError, ChangedError) as found:
+        raise error(
+            f"{what} was written by somebody else while the batch ran. It was not touched; "
+            "move it away and the batch will end."
+        ) from found

@@ -17,6 +17,8 @@ from airflow_batch_llm.models import EMBEDDINGS
 from airflow_batch_llm.output_schema import OutputField, parse_output_schema
 from airflow_batch_llm.service.formats import FileFormat
 from airflow_batch_llm.service.output_columns import OutputColumns
+from airflow_batch_llm.service.places import Places
+from airflow_batch_llm.service.quarantine import check_no_source, check_quarantine_free, quarantine_of
 from airflow_batch_llm.service.rendering import Renderer
 from airflow_batch_llm.service.source_files import SourceFile, SourceFinder
 from airflow_batch_llm.service.sources import Source, open_source
@@ -82,6 +84,7 @@ class CheckedDataset:
     templates: Sequence[Template]
     output: OutputColumns
     constants: dict[str, Any]
+    quarantine: Target | None = None
 
     @property
     def used(self) -> set[str]:
@@ -108,12 +111,12 @@ def check_dataset(
     _check_kind(spec, endpoint)
     _check_parameters(spec, endpoint)
     files = finder.find(spec.source)
-    nowhere = Target("", False, FileFormat(spec.format or "parquet"))
-    target = target_of(spec, finder.places) if writes or spec.target else nowhere
+    target, quarantine = _places(spec, finder.places, writes=writes)
     first = open_source(files[0])
     texts = [spec.input or ""] if endpoint == EMBEDDINGS else [message.content for message in spec.messages]
     output = output_columns(spec, endpoint)
-    checked = CheckedDataset(files, first, target, [Template.parse(text) for text in texts], output, spec.constants)
+    templates = [Template.parse(text) for text in texts]
+    checked = CheckedDataset(files, first, target, templates, output, spec.constants, quarantine)
     _check_free_names(spec, checked)
     _check_first_rows(checked, [name for name in first.columns if spec.passthrough is None or name in spec.passthrough])
     kept = check_columns(spec, first, files[0])
@@ -123,6 +126,9 @@ def check_dataset(
         if any(file.uri in (target.uri, target.uri.rstrip("/")) for file in files):
             raise _refused("target_is_source", f"Target {target.uri} is the source itself.", "target")
         check_free(finder.places, target, overwrite=spec.overwrite, owner=owner)
+        if quarantine is not None:
+            check_no_source(quarantine, files)
+            check_quarantine_free(finder.places, quarantine, target, overwrite=spec.overwrite, owner=owner)
     return checked
 
 
@@ -172,11 +178,23 @@ def content_sha256(
     """
     digest = hashlib.sha256()
     shown = spec.model_dump(mode="json", exclude={"overwrite", "source"})
+    if spec.quarantine is None:
+        del shown["quarantine"]  # so that a batch of before there were any keeps its hash
     digest.update(json.dumps([shown, model, endpoint, dry_run], sort_keys=True).encode())
     for file in files:
         place = "uploaded" if file.is_uploaded else file.uri
         digest.update(json.dumps([place, file.entry.size, file.entry.version]).encode())
     return digest.hexdigest()
+
+
+def _places(spec: DatasetSpec, places: Places, *, writes: bool) -> tuple[Target, Target | None]:
+    """Where target and quarantine go. A dry run may do without a target; then its quarantine has no format to be of."""
+    if writes or spec.target:
+        target = target_of(spec, places)
+        return target, quarantine_of(spec, target, places)
+    if spec.quarantine is not None:
+        places.resolve(spec.quarantine, param="dataset.quarantine")
+    return Target("", False, FileFormat(spec.format or "parquet")), None
 
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:

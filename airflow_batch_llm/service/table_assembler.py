@@ -21,6 +21,7 @@ from airflow_batch_llm.service.formats import FileFormat
 from airflow_batch_llm.service.output_columns import RESULT, OutputColumns
 from airflow_batch_llm.service.parts import CountsError, PartFile
 from airflow_batch_llm.service.plan_stage import ROWS_FILE
+from airflow_batch_llm.service.quarantine import FailingRows
 from airflow_batch_llm.service.sources import LINE, ROWS, typed_lines
 from airflow_batch_llm.service.staged_schema import STAGED_LINE
 from airflow_batch_llm.service.table_planner import (
@@ -51,6 +52,8 @@ class Assembler:
     folder: Path
     kept: list[str] | None = None
     """The fields of JSON lines that the target repeats; None for all."""
+    failing: FailingRows | None = None
+    """Gets a copy of the rows that failed, where the batch has a quarantine."""
     counts: Counter[str] = field(default_factory=Counter)
     """Rows by status."""
     failures: Counter[str] = field(default_factory=Counter)
@@ -83,6 +86,8 @@ class Assembler:
             for number in numbers:
                 schema = self._schema(number)
                 writer = writer or open_writer(path, form, schema, self.output.schema, kept=self.kept)
+                if self.failing:
+                    self.failing.begin(schema)
                 for staged in self._staged(number, schema):
                     self._write(writer, staged)
                     rows += staged.num_rows
@@ -104,7 +109,10 @@ class Assembler:
         at = 0
         while at < staged.num_rows:
             results = self._left.take(staged.num_rows - at)
-            writer.write(staged.slice(at, results.num_rows), self._output(results))
+            rows, output = staged.slice(at, results.num_rows), self._output(results)
+            writer.write(rows, output)
+            if self.failing:
+                self.failing.write(rows, output)
             at += results.num_rows
 
     def _output(self, results: pa.RecordBatch) -> pa.RecordBatch:

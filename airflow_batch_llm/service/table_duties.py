@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +15,13 @@ import msgspec
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
-from airflow_batch_llm.models import TOKENIZE, BatchStatus, RowStatus
+from airflow_batch_llm.models import FAILED, TOKENIZE, BatchStatus, RowStatus
 from airflow_batch_llm.service.asked_rows import RowKeys, determined
 from airflow_batch_llm.service.duty_context import DutyContext, ends_as, undone
 from airflow_batch_llm.service.estimating import ESTIMATE_FILE, Counted, Pace, estimate, same_question
 from airflow_batch_llm.service.parts import stored_results
 from airflow_batch_llm.service.publishing import Publisher
+from airflow_batch_llm.service.quarantine import FailingRows, quarantine_of
 from airflow_batch_llm.service.spec import (
     CheckedDataset,
     check_dataset,
@@ -96,7 +97,7 @@ def assemble_table(context: DutyContext, duty: Duty, batch: Mapping[str, Any]) -
         with closing(assembler):
             manifest = _written(context, duty, batch, spec, assembler)
             _note_answers(context, batch, assembler, folder)
-    failed = sum(manifest.counts.get(status, 0) for status in (RowStatus.ERROR, RowStatus.INVALID_OUTPUT))
+    failed = sum(manifest.counts.get(status, 0) for status in FAILED)
     done = failed + manifest.counts.get(RowStatus.SUCCESS, 0)
     shown = manifest.model_dump(mode="json")
     context.life.finish(duty, manifest.status, manifest=shown, rows_done=done, rows_failed=failed)
@@ -174,6 +175,7 @@ def _written(
     """The target, its files published before its manifest."""
     places = context.places.of(batch["team"])
     target = target_of(spec, places)
+    quarantine = quarantine_of(spec, target, places)
     owner = _owner(context, batch)
     publisher = Publisher(
         places.tree(target.uri),
@@ -192,24 +194,47 @@ def _written(
             names=owner.names,
             overwrite=spec.overwrite,
         ),
+        quarantine=quarantine,
     )
+    with ExitStack() as stack:
+        if quarantine is not None:
+            path = stack.enter_context(publisher.file(quarantine.uri))
+            failing = FailingRows(path, quarantine.format, assembler.output.schema, assembler.kept)
+            assembler.failing = stack.enter_context(closing(failing))
+        files = _published(publisher, batch, target, assembler)
+        beside = _published_quarantine(publisher, quarantine, assembler)
+    manifest = _manifest(context, batch, spec, target, files, beside, assembler)
+    publisher.publish_manifest(manifest)
+    return manifest
+
+
+def _published(
+    publisher: Publisher, batch: Mapping[str, Any], target: Target, assembler: Assembler
+) -> list[TargetFile]:
+    """The files of the target, each published as soon as it is written."""
     staged = assembler.files
-    files: list[TargetFile] = []
-    if target.folder:
-        for number, file in enumerate(staged):
-            uri = target.file_uri(file.relative, number, batch["id"])
-            with publisher.file(uri) as path:
-                rows = assembler.assemble([number], path, target.format)
-                files.append(publisher.publish(path, uri, rows))
-        assembler.check_all_written()
-    else:
+    if not target.folder:
         with publisher.file(target.uri) as path:
             rows = assembler.assemble(range(len(staged)), path, target.format)
             assembler.check_all_written()
-            files.append(publisher.publish(path, target.uri, rows))
-    manifest = _manifest(context, batch, spec, target, files, assembler)
-    publisher.publish_manifest(manifest)
-    return manifest
+            return [publisher.publish(path, target.uri, rows)]
+    files: list[TargetFile] = []
+    for number, file in enumerate(staged):
+        uri = target.file_uri(file.relative, number, batch["id"])
+        with publisher.file(uri) as path:
+            rows = assembler.assemble([number], path, target.format)
+            files.append(publisher.publish(path, uri, rows))
+    assembler.check_all_written()
+    return files
+
+
+def _published_quarantine(publisher: Publisher, quarantine: Target | None, assembler: Assembler) -> TargetFile | None:
+    """The rows that failed, which were written beside the target; None for a batch without a quarantine."""
+    failing = assembler.failing
+    if quarantine is None or failing is None:
+        return None
+    failing.close()
+    return publisher.publish_quarantine(failing.path, quarantine.uri, failing.rows)
 
 
 def _note_answers(context: DutyContext, batch: Mapping[str, Any], assembler: Assembler, folder: Path) -> None:
@@ -244,6 +269,7 @@ def _manifest(
     spec: DatasetSpec,
     target: Target,
     files: list[TargetFile],
+    quarantine: TargetFile | None,
     assembler: Assembler,
 ) -> Manifest:
     return Manifest(
@@ -258,6 +284,7 @@ def _manifest(
         format=target.format.kind,
         folder=target.uri if target.folder else None,
         files=files,
+        quarantine=quarantine,
         rows=assembler.rows,
         counts={status: assembler.counts[status] for status in RowStatus if assembler.counts[status]},
         failures=dict(assembler.failures.most_common()),

@@ -80,6 +80,8 @@ class Planner:
     _faulty: int = 0
     _reused: int = 0
     _copies: int = 0
+    _quarantined: pa.Schema | None = None
+    """The columns of the files so far, where there is a quarantine."""
 
     def plan(self, *, engine_identity: str | None) -> Plan:
         """Reads the source once and stages what the batch needs of it. The identity is what ``keys`` were made for.
@@ -145,11 +147,28 @@ class Planner:
         """Notes the types of the columns that these files' rows have in the target, once those are known."""
         if not isinstance(schemas, _Lines):
             check_carries(self.dataset.target, schemas.schema)
+        self._check_quarantine_takes(schemas.schema)
         for number in files:
             if isinstance(schemas, JsonSchemas):
                 with self.stage.storage.open(self._at(number, ROWS_FILE)) as stream:
                     schemas.check(stream)
             self.stage.storage.put(self._at(number, SCHEMA_FILE), schemas.schema.serialize().to_pybytes())
+
+    def _check_quarantine_takes(self, schema: pa.Schema) -> None:
+        """The failed rows of all files go into one, also where the target is a folder."""
+        if self.dataset.quarantine is None:
+            return
+        if self._quarantined is None:
+            self._quarantined = schema
+        first = self._quarantined
+        if not schema.equals(first):
+            raise InvalidRequestError(
+                f"One file of the source has the columns {_named(schema)}, one before it {_named(first)}: their failed "
+                "rows do not fit into one quarantine. List the columns to keep in passthrough, or leave out the "
+                "quarantine.",
+                code="schemas_differ",
+                param="dataset.quarantine",
+            )
 
     def _at(self, number: int, name: str) -> str:
         return f"{self.stage.prefix}/{file_folder(number)}/{name}"

@@ -63,6 +63,26 @@ def operator(**changes: Any) -> BatchLLMOperator:
         ({"max_errors": -1}, "max_errors is -1"),
         ({"max_errors": 0.5}, "max_errors is 0.5"),
         ({"max_errors": 1, "wait_for_completion": False}, "need wait_for_completion"),
+        ({"max_invalid_rate": -0.1, "choices": ["a", "b"]}, "max_invalid_rate is -0.1"),
+        ({"max_invalid_rate": 0.1}, "max_invalid_rate goes with choices or output_type"),
+        ({"max_invalid_rate": 0, "choices": ["a", "b"], "wait_for_completion": False}, "need wait_for_completion"),
+        ({"dry_run": True, "max_invalid_rate": 0, "choices": ["a", "b"]}, "max_invalid_rate has no meaning"),
+        ({"quarantine": "out.parquet"}, "quarantine is 'out.parquet', which is the target"),
+        ({"quarantine": "bad.csv"}, "quarantine is 'bad.csv' and the target is parquet"),
+        ({"quarantine": "bad.parquet", "target": "o/", "format": "csv"}, "and the target is csv"),
+        ({"quarantine": "bad/"}, "quarantine is 'bad/'; it is one file"),
+        ({"quarantine": ["bad.csv"]}, "quarantine is a list"),
+        (
+            {
+                "source": None,
+                "input_file_id": "file-1",
+                "target": None,
+                "prompt": None,
+                "model": None,
+                "quarantine": "bad.csv",
+            },
+            "quarantine goes with source",
+        ),
         ({"dry_run": True, "max_errors": 1}, "max_errors has no meaning for a dry_run"),
         ({"dry_run": True, "overwrite": True}, "overwrite has no meaning for a dry_run"),
         ({"dry_run": True, "wait_for_completion": False}, "dry_run waits for its estimate"),
@@ -97,6 +117,9 @@ def test_a_wrong_argument_fails_when_the_dag_is_parsed(changes: dict[str, Any], 
 
 def test_a_templated_place_is_not_judged_before_it_is_rendered() -> None:
     assert operator(source="{{ params.source }}").source == "{{ params.source }}"
+    task = operator(target="{{ ds }}/", quarantine="bad/{{ ds }}.csv")
+    task.render_template_fields({"ds": "2026-11-23"})
+    assert task.quarantine == "bad/2026-11-23.csv"
 
 
 def test_prompts_are_never_jinja_templates_and_constants_are() -> None:

@@ -96,6 +96,41 @@ def test_a_retry_asks_for_the_failed_rows_alone_and_then_succeeds(connected: Any
     assert result["counts"] == {"success": 3}
 
 
+def test_answers_that_do_not_fit_break_a_limit_of_their_own_and_count_as_failed_too(connected: Any) -> None:
+    limits = {"max_invalid_rate": 0.5, "max_error_rate": 0.7}
+    task, first = submitted(choices=["a", "b"], reuse="never", quarantine="bad.parquet", **limits)
+    connected.plan()
+    AnsweringWorker(connected, failing={0}, invalid={2}).work()
+    connected.assemble()
+    result = task.execute_complete({}, {"batch_id": first, "status": "completed"})  # 1 of 3 invalid, 2 of 3 failed
+    assert result["counts"] == {"error": 1, "invalid_output": 1, "success": 1}
+    assert (result["quarantine"]["uri"], result["quarantine"]["rows"]) == (str(connected.data_root / "bad.parquet"), 2)
+    strict = operator(choices=["a", "b"], max_error_rate=0.7, max_invalid_rate=0.2)
+    with pytest.raises(AirflowException, match=r"1 of 3 rows of batch .* have an answer that does not fit") as failure:
+        strict.execute_complete({}, {"batch_id": first, "status": "completed"})
+    said = str(failure.value)
+    assert "(33.3%), and max_invalid_rate is 0.2. Row 2: invalid_output, not_a_choice: row 2 does not fit." in said
+    assert "Row 0" not in said
+    assert f"and the failed ones alone in {connected.data_root / 'bad.parquet'}. A retry asks for" in said
+    with pytest.raises(AirflowException, match=r"2 of 3 rows of batch .* failed .66.7%., and max_error_rate is 0.6"):
+        operator(max_error_rate=0.6).execute_complete({}, {"batch_id": first, "status": "completed"})
+
+
+def test_a_retry_after_too_many_answers_that_do_not_fit_asks_for_those_again(connected: Any) -> None:
+    spec = {"choices": ["a", "b"], "reuse": "never", "max_invalid_rate": 0.0, "quarantine": "bad.parquet"}
+    _, first = submitted(**spec)
+    connected.plan()
+    AnsweringWorker(connected, invalid={2}).work()
+    connected.assemble()
+    task, second = submitted(**spec)
+    assert (connected.client.get(second).generation, second != first) == (2, True)
+    connected.plan()
+    assert AnsweringWorker(connected).work() == 1
+    connected.assemble()
+    result = task.execute_complete({}, {"batch_id": second, "status": "completed"})
+    assert (result["counts"], result["quarantine"]["rows"]) == ({"success": 3}, 0)
+
+
 def test_a_request_file_with_too_many_failed_requests_breaks_its_budget(connected: Any) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
     same = {"method": "POST", "url": "/v1/chat/completions", "body": body}

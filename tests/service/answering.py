@@ -30,7 +30,8 @@ MOST_PARTS = 20
 
 
 class AnsweringWorker:
-    """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400."""
+    """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400, and
+    those in ``invalid`` rows with what does not fit."""
 
     def __init__(
         self,
@@ -41,10 +42,12 @@ class AnsweringWorker:
         endpoints: Iterable[str] = ENDPOINTS,
         body_fields: list[str] | None = None,
         failing: Container[int] = (),
+        invalid: Container[int] = (),
         engine_identity: str | None = None,
         name: str = "w",
     ) -> None:
         self.failing = failing
+        self.invalid = invalid
         self.asked: list[int] = []
         """The rows that were answered, in their order."""
         self.link = _link(service.url, service.token)
@@ -85,6 +88,9 @@ class AnsweringWorker:
     def _answer(self, line: RowLine) -> ResultLine:
         if line.row in self.failing:
             return ResultLine(line.row, "error", code="engine_refused", error=f"row {line.row} is refused")
+        if line.row in self.invalid:
+            said = {"code": "not_a_choice", "error": f"row {line.row} does not fit", "output": f"noise {line.row}"}
+            return ResultLine(line.row, "invalid_output", **said)
         return ResultLine(line.row, "success", output=f"answer {line.row}", finish_reason="stop", prompt_tokens=1)
 
     def _whole(self, line: RowLine) -> ResultLine:

@@ -92,6 +92,10 @@ def _deep(levels: int) -> dict[str, Any]:
     return schema
 
 
+def _quarantine(place: str, code: str, **more: Any) -> Attack:
+    return Attack(f"quarantine {_short(place)}", {"quarantine": place}, code, **more)
+
+
 OUT, NO = "place_not_allowed", "place_not_supported"
 PLACES = [
     _source("/etc/passwd", OUT),
@@ -155,6 +159,27 @@ PLACES = [
     _target("s3://allowed/in/../../other/a.csv", NO),
     _target("in.csv", "target_is_source"),
     _target(".bashrc", "format_not_supported"),
+    _quarantine("/etc/cron.d/evil.csv", OUT),
+    _quarantine("../outside/evil.csv", OUT),
+    _quarantine("sub/../../outside/evil.csv", OUT),
+    _quarantine("../outside/secret.csv", OUT),
+    _quarantine("link/evil.csv", OUT, needs=_link("link", "outside")),
+    _quarantine("link.csv", OUT, needs=_link("link.csv", "outside/secret.csv")),
+    _quarantine("../data-secret/evil.csv", OUT),
+    _quarantine("file:///etc/evil.csv", OUT),
+    _quarantine("file://evil.example/etc/evil.csv", NO),
+    _quarantine("http://evil.example/a.csv", NO),
+    _quarantine("s3://allowed-evil/a.csv", OUT),
+    _quarantine("s3://allowed/in/../../other/a.csv", NO),
+    _quarantine("s3://allowed/a.csv", OUT),
+    _quarantine("evil.csv\0.parquet", "invalid_value"),
+    _quarantine("in.csv", "quarantine_is_source"),
+    _quarantine("file-00000000000000000000000000000000", "format_not_supported"),
+    _quarantine("out.csv", "quarantine_is_target"),
+    _quarantine("sub/../out.csv", "quarantine_is_target"),
+    _quarantine("sub/", "quarantine_is_folder"),
+    _quarantine(".bashrc", "format_not_supported"),
+    _quarantine("x" * 5_000 + ".csv", NO),
 ]
 TEMPLATES = [
     _template("{__class__}", "unknown_column"),

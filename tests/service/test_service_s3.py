@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 from collections.abc import Iterator
@@ -78,6 +79,25 @@ def test_a_table_on_s3_becomes_a_table_on_s3(on_s3: RunningService, s3: Bucket, 
         "lake/out/labels.parquet",
         "lake/out/labels.parquet.manifest.json",
     ]
+
+
+def test_a_quarantine_goes_to_s3_beside_a_target_in_a_directory(
+    on_s3: RunningService, s3: Bucket, tmp_path: Path
+) -> None:
+    put(s3, "lake/in.parquet", pa.table({"text": [f"text {i}" for i in range(10)]}))
+    (tmp_path / "data").mkdir()
+    settings = dataclasses.replace(on_s3.settings, data_roots=(tmp_path / "data",), port=free_port())
+    with running_service(ServiceState.open(settings), on_s3.token) as both:
+        batch = submit(both, s3.uri("lake/in.parquet"), "out.parquet", quarantine=s3.uri("lake/bad/rows.parquet"))
+        assert both.plan()
+        AnsweringWorker(both, failing={3}).work()
+        assert both.assemble()
+        manifest = both.client.get(batch.id).manifest
+    assert manifest is not None
+    assert manifest.quarantine is not None
+    assert manifest.quarantine.uri == s3.uri("lake/bad/rows.parquet")
+    copies = pq.read_table(io.BytesIO(get(s3, "lake/bad/rows.parquet")))
+    assert copies.equals(pq.read_table(tmp_path / "data" / "out.parquet").slice(3, 1))
 
 
 def test_partitions_on_s3_stay_partitions(on_s3: RunningService, s3: Bucket) -> None:
