@@ -52,7 +52,7 @@ def _connection_type() -> dict[str, Any]:
             },
             "priority": {
                 "label": "Priority",
-                "description": "Of tasks that give none: low, normal, high, urgent or a number; else the run's type says it",
+                "description": "Of tasks that give none: low, normal, high, urgent or a number; by the run's type",
                 "schema": {"type": ["string", "null"]},
             },
             "extensions": {
