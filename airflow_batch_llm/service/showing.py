@@ -15,7 +15,7 @@ from airflow_batch_llm.wire import OPENAI_BATCH_FIELDS, Batch, BatchList
 
 
 def shown(state: ServiceState, team: str, record: Mapping[str, Any]) -> Batch | JSONResponse:
-    batch = as_batch(state, record, state.workers.served(team))
+    (batch,) = as_batches(state, [record], state.workers.served(team))
     return batch if state.settings.extensions else JSONResponse(_plain(batch))
 
 
@@ -24,7 +24,7 @@ def shown_page(
 ) -> BatchList | JSONResponse:
     served = state.workers.served(team)
     page = BatchList(
-        data=[as_batch(state, record, served) for record in records],
+        data=as_batches(state, records, served),
         first_id=records[0]["id"] if records else None,
         last_id=records[-1]["id"] if records else None,
         has_more=has_more,
@@ -34,10 +34,10 @@ def shown_page(
     return JSONResponse(page.model_dump(mode="json") | {"data": [_plain(batch) for batch in page.data]})
 
 
-def as_batch(state: ServiceState, record: Mapping[str, Any], served: list[ServedBy]) -> Batch:
-    """The batch object with how fast it goes; only one that is in progress has a rate."""
-    going = record["status"] == BatchStatus.IN_PROGRESS
-    return to_wire(record, rate=state.batches.rate(record["id"]) if going else None, served=served)
+def as_batches(state: ServiceState, records: Sequence[Mapping[str, Any]], served: list[ServedBy]) -> list[Batch]:
+    """The batch objects with how fast they go; only one that is in progress has a rate."""
+    rates = state.batches.rates([record["id"] for record in records if record["status"] == BatchStatus.IN_PROGRESS])
+    return [to_wire(record, rate=rates.get(record["id"]), served=served) for record in records]
 
 
 def _plain(batch: Batch) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -142,19 +142,25 @@ class Batches:
 
     def rate(self, batch_id: str) -> Rate | None:
         """The batch's pace over the last minute; None while nothing was committed in it."""
+        return self.rates([batch_id]).get(batch_id)
+
+    def rates(self, batch_ids: Sequence[str]) -> dict[str, Rate]:
+        """The pace over the last minute of those of at most a page of batches that have one, in one query."""
         now = self._database.now()
-        query = select(
-            func.sum(parts.c.rows).label("rows"),
-            func.sum(parts.c.prompt_tokens + parts.c.completion_tokens).label("tokens"),
-            (now - func.max(batches.c.in_progress_at)).label("age"),
-        ).join(batches, batches.c.id == parts.c.batch_id)
-        query = query.where(parts.c.batch_id == batch_id, parts.c.committed_at > now - RATE_SECONDS)
+        query = (
+            select(
+                parts.c.batch_id,
+                func.sum(parts.c.rows),
+                func.sum(parts.c.prompt_tokens + parts.c.completion_tokens),
+                now - func.max(batches.c.in_progress_at),
+            )
+            .join(batches, batches.c.id == parts.c.batch_id)
+            .where(parts.c.batch_id.in_(batch_ids), parts.c.committed_at > now - RATE_SECONDS)
+            .group_by(parts.c.batch_id)
+        )
         with self._database.reading() as connection:
-            rows, tokens, age = connection.execute(query).one()
-        if not rows:
-            return None
-        seconds = max(1.0, min(RATE_SECONDS, age))
-        return Rate(float(rows) / seconds, float(tokens) / seconds)
+            found = connection.execute(query).tuples().all() if batch_ids else []
+        return {batch_id: _rate(float(rows), float(tokens), age) for batch_id, rows, tokens, age in found if rows}
 
     @tried_again
     def cancel(self, team: str, batch_id: str, *, holder: str | None = None) -> Mapping[str, Any]:
@@ -365,6 +371,11 @@ def _check_retry(batch: Any, last: Any) -> None:
 def _names(team: str, key: str, series: str | None) -> list[str]:
     """What a submit locks that has no row yet."""
     return [f"key {team} {key}", *([] if series is None else [f"series {team} {series}"])]
+
+
+def _rate(rows: float, tokens: float, age: float) -> Rate:
+    seconds = max(1.0, min(RATE_SECONDS, age))
+    return Rate(rows / seconds, tokens / seconds)
 
 
 def no_such_batch(batch_id: str) -> NotFoundError:

@@ -73,6 +73,16 @@ async def test_a_trigger_gives_one_event_and_ends(connected: Any, batch_id: str)
     assert events == [{"batch_id": batch_id, "status": "cancelled"}]
 
 
+def test_a_trigger_runs_on_one_event_loop_after_another(connected: Any, batch_id: str) -> None:
+    """`dag.test()` runs each trigger on a loop of its own, and takes no more than the first event."""
+    connected.client.cancel(batch_id)
+
+    async def first() -> Any:
+        return await anext(trigger(batch_id).run(), None)
+
+    assert [asyncio.run(first()).payload["status"] for _ in range(2)] == ["cancelled"] * 2
+
+
 async def test_a_batch_that_is_gone_is_an_event_too(connected: Any, batch_id: str) -> None:
     events = [event.payload async for event in trigger("batch_nowhere").run()]
     assert [event["batch_id"] for event in events] == ["batch_nowhere"]

@@ -212,5 +212,6 @@ def test_the_pace_is_that_of_the_last_minute(store: Store) -> None:
     rate = store.batches.rate(batch_id)
     assert rate is not None
     assert (rate.rows, rate.tokens) == (0.5, 1.75)
+    assert store.batches.rates([batch_id, store.submit()]) == {batch_id: rate}
     store.now += 61
     assert store.batches.rate(batch_id) is None
