@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -125,7 +125,7 @@ class Watch:
     batch_id: str
     poll_interval: timedelta
 
-    async def snapshots(self) -> AsyncIterator[Batch]:
+    async def snapshots(self) -> AsyncGenerator[Batch]:
         """The batch as it stands, look after look; the last one has ended."""
         pause = self.poll_interval
         while True:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.watch import Watch, progress_line
 from airflow_batch_llm.hooks.address import ServiceAddress
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.models import BatchStatus, PauseReason
 from airflow_batch_llm.wire import Batch
 
 QUIET: Final = timedelta(seconds=30)
@@ -39,24 +40,35 @@ class ProgressLog:
             self._status, self._line, self._next_at = batch.status, line, now + QUIET
 
 
-async def ended_batch(watch: Watch, log: Log) -> Batch:
-    """The batch, once it ended. A service that does not answer is waited for."""
+async def ended_batch(watch: Watch, log: Log, *, gated: bool = False) -> Batch:
+    """The batch, once it ended, or (if ``gated``) waits for the verdict on its first rows. A service that does not
+    answer is waited for."""
     progress = ProgressLog(log)
-    async for batch in watch.snapshots():
-        progress.saw(batch, now=clock.now())
+    async with aclosing(watch.snapshots()) as snapshots:
+        async for batch in snapshots:
+            progress.saw(batch, now=clock.now())
+            if gated and batch.paused == PauseReason.CANARY:
+                break
     return batch
 
 
 def wait_here(
-    address: ServiceAddress, batch_id: str, *, poll_interval: timedelta, at_most: timedelta | None, log: Log
+    address: ServiceAddress,
+    batch_id: str,
+    *,
+    poll_interval: timedelta,
+    at_most: timedelta | None,
+    log: Log,
+    gated: bool = False,
 ) -> Batch | None:
-    """Blocks until the batch ends and gives it, or None if that takes longer than ``at_most``."""
+    """Blocks until the batch ends, or (if ``gated``) waits for the verdict on its first rows, and gives it; None if
+    that takes longer than ``at_most``."""
 
     async def waiting() -> Batch | None:
         async with address.async_client() as client:
             try:
                 async with asyncio.timeout(at_most.total_seconds() if at_most is not None else None):
-                    return await ended_batch(Watch(client, batch_id, poll_interval), log)
+                    return await ended_batch(Watch(client, batch_id, poll_interval), log, gated=gated)
             except TimeoutError:
                 return None
 

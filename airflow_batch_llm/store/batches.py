@@ -73,6 +73,7 @@ class NewBatch:
     priority: int = 0
     reuse: str = "auto"
     dry_run: bool = False
+    canary_rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ SETTLE: Final = timedelta(seconds=5)
 
 class BatchLLMTrigger(BaseTrigger):
     """Gives one event when the batch has ended: ``{"batch_id", "status"}``, or ``{"batch_id", "error"}`` where the
-    service refuses to tell.
+    service refuses to tell. If ``gated``, also when the batch waits for the verdict on its first rows: its status is
+    ``in_progress`` then, and the task waits again once it has judged them.
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
@@ -41,6 +42,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         *,
         cancel_on_kill: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -48,6 +50,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self.gated = gated
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -58,6 +61,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "holder": self.holder,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "gated": self.gated,
             },
         )
 
@@ -95,7 +99,7 @@ class BatchLLMTrigger(BaseTrigger):
         poll_interval = timedelta(seconds=self.poll_interval)
         try:
             async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log)
+                batch = await ended_batch(Watch(client, self.batch_id, poll_interval), self.log, gated=self.gated)
         except RefusedError as error:
             return {"batch_id": self.batch_id, "error": str(error)}
         return {"batch_id": self.batch_id, "status": batch.status.value}
