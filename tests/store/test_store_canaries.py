@@ -124,7 +124,7 @@ def test_a_lost_lease_of_the_canary_is_taken_up_by_another_worker(store: Store) 
     batch_id = planned(store)
     store.claim(store.worker())
     store.now += LEASE + 1
-    assert work(store, store.worker()) == 1
+    assert work(store, store.worker("another")) == 1
     assert now(store, batch_id) == (CANARY, CanaryState.OPEN)
 
 
