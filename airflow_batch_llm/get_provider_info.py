@@ -50,6 +50,11 @@ def _connection_type() -> dict[str, Any]:
                 "description": "This Airflow's name among those that share the service; [api] base_url unless given",
                 "schema": {"type": ["string", "null"]},
             },
+            "priority": {
+                "label": "Priority",
+                "description": "Of tasks that give none: low, normal, high, urgent or a number; by the run's type",
+                "schema": {"type": ["string", "null"]},
+            },
             "extensions": {
                 "label": "Extensions",
                 "description": "false for a server with OpenAI's batch API alone; it is asked unless given",

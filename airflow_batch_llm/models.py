@@ -118,6 +118,11 @@ embeddings ``llm_embedding`` (a list of 32-bit floats) stands in its place. ``ll
 ANSWERED: Final = frozenset({"stop", "length", "tool_calls"})
 """The finish reasons that make a result an answer; vLLM also says ``abort`` with HTTP 200 and half a text."""
 
+LEAST_PRIORITY: Final = -1000
+GREATEST_PRIORITY: Final = 1000
+PRIORITIES: Final = {"low": -100, "normal": 0, "high": 100, "urgent": 500}
+"""The words for priorities, with room between and above them."""
+
 DEFAULT_TEAM: Final = "default"
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"

@@ -9,7 +9,14 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from airflow_batch_llm.models import BatchStatus, CanaryState, PauseReason, RowStatus
+from airflow_batch_llm.models import (
+    GREATEST_PRIORITY,
+    LEAST_PRIORITY,
+    BatchStatus,
+    CanaryState,
+    PauseReason,
+    RowStatus,
+)
 
 Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
@@ -125,8 +132,12 @@ class BatchCreate(Strict):
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Higher goes first."""
+    priority: Annotated[int, Field(ge=LEAST_PRIORITY, le=GREATEST_PRIORITY)] = 0
+    """Higher goes first, strictly. Within a priority the earlier deadline does; a batch with a quarter of its time left
+    counts as one of 1000."""
+    fair_group: Name | None = None
+    """What shares one turn among equals of the team (in Airflow: the Dag): the groups take turns, a chunk each, however
+    many batches or rows they have. The ``series`` unless given, and without one each batch is a group of its own."""
     reuse: Reuse = "auto"
     """Whether a table's row may get the answer of an equal row, of this batch or an earlier one, where the answer is
     determined. ``never`` asks for every row."""
@@ -282,6 +293,7 @@ class Batch(BaseModel):
     holder: str | None = None
     team: str | None = None
     priority: int = 0
+    fair_group: str | None = None
     reuse: Reuse = "auto"
     dry_run: bool = False
     paused: PauseReason | None = None

@@ -22,8 +22,9 @@ from sqlalchemy import insert, text
 
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.chunks import Chunks
-from airflow_batch_llm.store.claimable import FIRST_WAITING, ClaimableChunks
+from airflow_batch_llm.store.claimable import FIRST_WAITING, FRONTS, ClaimableChunks
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.pools import Pool
 from airflow_batch_llm.store.tables import batches, chunks
 from airflow_batch_llm.store.workers import Workers
 from airflow_batch_llm.worker_wire import Registration, ServedModel
@@ -47,7 +48,7 @@ def fill(database: Database, waiting: int, done: int) -> None:
             rows = [batch | {"id": name, "key": name, "status": status, "created_at": 1.0} for name in ids]
             connection.execute(insert(batches), rows)
             pieces = [
-                chunk | {"batch_id": name, "number": number, "state": state, "priority": place % 3}
+                chunk | {"batch_id": name, "number": number, "state": state, "priority": place % 3, "turn": number}
                 for number in range(each)
                 for place, name in enumerate(ids)
             ]
@@ -56,7 +57,7 @@ def fill(database: Database, waiting: int, done: int) -> None:
 
 def register(database: Database, name: str) -> str:
     models = [ServedModel(model=MODEL, endpoint=endpoint) for endpoint in ENDPOINTS]
-    return Workers(database).register("t", Registration(name=name, version="1", models=models))
+    return Workers(database).register(Pool("t", all_teams=True), Registration(name=name, version="1", models=models))
 
 
 def claim_all(url: str, workers: list[str], results: multiprocessing.Queue) -> None:
@@ -116,10 +117,11 @@ def explain(database: Database) -> None:
     """Prints how the next chunk is found: before the database has gathered statistics, and after."""
     if not database.url.startswith("postgres"):
         return
-    waiting = FIRST_WAITING.params(model=MODEL, endpoint=ENDPOINTS[0])
+    waiting = FIRST_WAITING.params(model=MODEL, endpoint=ENDPOINTS[0], team="t")
     expired = ClaimableChunks(database.now()).expired.params(worker_id="w")
+    fronts = FRONTS.params(worker_id=register(database, "explaining"))
     for what in ("before ANALYZE", "after ANALYZE"):
-        for name, query in (("waiting", waiting), ("expired", expired)):
+        for name, query in (("waiting", waiting), ("expired", expired), ("lanes' ", fronts)):
             print(f"first {name} chunk, {what}:")
             with database.writing() as connection:
                 compiled = query.compile(connection, compile_kwargs={"literal_binds": True})

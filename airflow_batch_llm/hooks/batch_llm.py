@@ -20,7 +20,8 @@ class BatchLLMHook(BaseHook):
     """Gives clients of the service that an Airflow connection names: ours, or another with OpenAI's batch API.
 
     The connection's host is the service's URL (or host, port and schema apart), its password the token. The extra
-    ``deployment`` names this Airflow among those that share the service; see :attr:`deployment`. The extra
+    ``deployment`` names this Airflow among those that share the service; see :attr:`deployment`. The extra ``priority``
+    (a number, a word, or a dictionary of these by run type) is that of tasks which give none. The extra
     ``extensions`` (true or false) says whether it is a service of ours with all it can do, where it cannot be asked.
     """
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from airflow_batch_llm.client.plain_server import KEY
 from airflow_batch_llm.models import CHAT_COMPLETIONS, EMBEDDINGS
 from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
+from airflow_batch_llm.operators.queue_place import as_priority, what_priorities_are
 from airflow_batch_llm.wire import MOST_CANARY_ROWS, CompletionWindow, Message
 
 ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
@@ -30,8 +31,6 @@ ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
 FORMATS: Final = ("parquet", "jsonl", "csv")
 COMPRESSIONS: Final = ("none", "gzip", "zstd")
 WORDS: Final[Mapping[str, tuple[str, ...]]] = {"reuse": ("auto", "never"), "on_clear": ("rerun", "reuse")}
-LEAST_PRIORITY: Final = -1000
-GREATEST_PRIORITY: Final = 1000
 
 MOST_METADATA: Final = 15
 """OpenAI takes 16 pairs, and one is ours on servers that know no keys."""
@@ -301,9 +300,18 @@ def check_constants(constants: Any) -> None:
             raise ValueError(f"The constant {name!r} is a {type(value).__name__}: only text, numbers and booleans go.")
 
 
-def check_priority(priority: int) -> None:
-    if not LEAST_PRIORITY <= priority <= GREATEST_PRIORITY:
-        raise ValueError(f"priority is {priority}, and must lie between {LEAST_PRIORITY} and {GREATEST_PRIORITY}.")
+def check_priority(priority: Any) -> None:
+    if priority is not None and not callable(priority) and as_priority(priority) is None:
+        raise ValueError(f"priority is {priority!r}; it is {what_priorities_are()}, or a callable that gives one.")
+
+
+def check_deadline(deadline: Any) -> None:
+    if isinstance(deadline, timedelta) and deadline <= timedelta(0):
+        raise ValueError(f"deadline is {deadline!r}: a timedelta is counted from the submit, and is more than 0.")
+    if isinstance(deadline, (int, float, Mapping, list, tuple)):
+        raise ValueError(  # noqa: TRY004 (a wrong argument of a Dag is one kind of error)
+            f"deadline is {deadline!r}; it is a datetime, a timedelta or a text such as 2026-01-31T08:00."
+        )
 
 
 def check_waiting(*, poll_interval: float, timeout: timedelta | None, inline_wait: float) -> None:

@@ -26,6 +26,7 @@ from airflow_batch_llm.operators.creation import batch_create
 from airflow_batch_llm.operators.error_budget import ErrorBudget, broken_budget
 from airflow_batch_llm.operators.held_batch import HeldBatch
 from airflow_batch_llm.operators.opening import Opening
+from airflow_batch_llm.operators.queue_place import Deadline, Priority, QueuePlace, queue_place
 from airflow_batch_llm.operators.server import Server
 from airflow_batch_llm.operators.sources import Place, given, is_uploaded, placed
 from airflow_batch_llm.operators.sql_source import SQLSource
@@ -56,8 +57,8 @@ class BatchLLMOperator(BaseOperator):
     metadata (``batch_llm_key``), and a retry looks for it among the newest 500 batches of the last 30 days: if the try
     before it died between submit and answer, and the server does not list that batch (yet), it is submitted twice. A
     batch that ended early starts anew. A cancel counts whoever holds the batch by then, and a cleared task does not end
-    the batch before it unless Airflow does so by ``cancel_on_kill``. A table or a priority is refused before anything
-    is submitted.
+    the batch before it unless Airflow does so by ``cancel_on_kill``. A table, a priority or a deadline is refused
+    before anything is submitted.
 
     :param source: where the rows are: a file (.parquet, .jsonl, .csv; the latter two also .gz or .zst), a folder ending
         in ``/`` or a pattern, below one of the service's data roots or ``s3://`` prefixes, or a list of these
@@ -105,7 +106,14 @@ class BatchLLMOperator(BaseOperator):
     :param completion_window: after how long the rest is given up, such as ``24h``. A table has none unless given, a
         request file ``24h``.
     :param metadata: shown with the batch, at most 15 pairs (templated).
-    :param priority: batches with a higher number go first, from -1000 to 1000.
+    :param priority: batches with a higher one go first: a number from -1000 to 1000, a word (``low`` -100, ``normal``
+        0, ``high`` 100, ``urgent`` 500), or a callable of the context that gives one, called in the Airflow worker.
+        Unless given it is the connection's (extra ``priority``), or else that of the run's type: manual runs are high,
+        backfills low, all others normal. The key ``batch_llm_priority`` of a Dag run's conf goes before all of these.
+        Among equals Dags take turns.
+    :param deadline: by when the batch must be done, else the rest is given up: a datetime, a text of one (templated),
+        or a timedelta from the submit. The earlier of this and ``completion_window`` counts. Within a priority the
+        earliest goes first, and one with a quarter of its time left goes before all others.
     :param conn_id: a connection of type ``batch_llm``.
     :param wait_for_completion: if False, the task ends at once with the batch's id as its result, for a
         ``BatchLLMSensor`` to wait on.
@@ -125,6 +133,7 @@ class BatchLLMOperator(BaseOperator):
         "constants",
         "input_file_id",
         "metadata",
+        "deadline",
     )
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
@@ -168,7 +177,8 @@ class BatchLLMOperator(BaseOperator):
         endpoint: str | None = None,
         completion_window: str | None = None,
         metadata: dict[str, str] | None = None,
-        priority: int = 0,
+        priority: Priority | None = None,
+        deadline: Deadline | None = None,
         conn_id: str = BatchLLMHook.default_conn_name,
         wait_for_completion: bool = True,
         deferrable: bool = True,
@@ -209,6 +219,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_completion_window(completion_window)
         arguments.check_metadata(metadata)
         arguments.check_priority(priority)
+        arguments.check_deadline(deadline)
         arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
         embeds = source is not None and endpoint == EMBEDDINGS
         self.source = source
@@ -238,6 +249,7 @@ class BatchLLMOperator(BaseOperator):
         self.completion_window = completion_window
         self.metadata = metadata
         self.priority = priority
+        self.deadline = deadline
         self.conn_id = conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -312,11 +324,12 @@ class BatchLLMOperator(BaseOperator):
     def _submitted(self, names: TaskBatchNames, context: Context) -> tuple[Batch, HeldBatch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:
             server = Server(client, self.hook.has_extensions(client))
-            server.check(table=self.source is not None, priority=self.priority)
+            server.check(table=self.source is not None, priority=self.priority, deadline=self.deadline)
+            queue = self._queue_place(context) if server.extensions else QueuePlace()
             opening = Opening(
                 server=server,
                 key=names.key,
-                create=lambda source: batch_create(self, names, source),
+                create=lambda source: batch_create(self, names, queue, source),
                 place=lambda: self._place(context, client),
                 budget=self.budget,
                 log=self.log,
@@ -325,6 +338,10 @@ class BatchLLMOperator(BaseOperator):
         held = self._held = self._hold(batch, names.holder, server)
         self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
         return batch, held
+
+    def _queue_place(self, context: Context) -> QueuePlace:
+        extra = self.hook.connection.extra_dejson
+        return queue_place(context, priority=self.priority, deadline=self.deadline, extra=extra)
 
     @property
     def _finds_first(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
 from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.operators.queue_place import QueuePlace
 from airflow_batch_llm.operators.sources import Place
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec
@@ -19,7 +21,7 @@ DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
 
 
-def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | None) -> BatchCreate:
+def batch_create(task: BatchLLMOperator, names: TaskBatchNames, queue: QueuePlace, source: Place | None) -> BatchCreate:
     """The batch of ``task``, over the places ``source`` (None for a request file).
 
     Raises AirflowFailException where a template was rendered to what cannot be a batch.
@@ -31,7 +33,7 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | 
             key=names.key,
             series=names.series,
             holder=names.holder,
-            priority=task.priority,
+            **asdict(queue),
         )
     except ValidationError as error:
         raise AirflowFailException(f"Rendered, the arguments make no batch. Nothing was submitted. {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -27,7 +28,7 @@ class Server:
     def find(self, key: str) -> Batch | None:
         return self.client.find(key) if self.extensions else plain_server.find(self.client, key)
 
-    def check(self, *, table: bool, priority: int) -> None:
+    def check(self, *, table: bool, priority: Any, deadline: Any) -> None:
         """Raises AirflowFailException where a batch needs what the server does not have."""
         if self.extensions:
             return
@@ -44,4 +45,9 @@ class Server:
         if priority:
             raise AirflowFailException(
                 f"{only}, which knows no priority; this task has priority={priority}. Leave it out. {unless}"
+            )
+        if deadline is not None:
+            raise AirflowFailException(
+                f"{only}, which knows no deadline; this task has deadline={deadline}. Give a completion_window "
+                f"instead. {unless}"
             )

@@ -48,6 +48,7 @@ _AS_STORED: Final = (
     "holder",
     "team",
     "priority",
+    "fair_group",
     "manifest",
     "reuse",
     "dry_run",

@@ -126,7 +126,7 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
 
 
 def _common(create: BatchCreate) -> dict[str, Any]:
-    same = ("metadata", "completion_window", "key", "series", "holder", "priority", "deadline")
+    same = ("metadata", "completion_window", "key", "series", "holder", "priority", "fair_group", "deadline")
     return {
         **{name: getattr(create, name) for name in same},
         "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,

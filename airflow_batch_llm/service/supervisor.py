@@ -102,7 +102,7 @@ class Supervisor:
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):
-            for tidy in (self.life.expire_due, self.life.settle_ending):
+            for tidy in (self.life.expire_due, self.life.raise_due, self.life.settle_ending):
                 try:
                     tidy()
                 except Exception:

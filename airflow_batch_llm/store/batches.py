@@ -43,7 +43,7 @@ _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
 _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 _REPEATED: Final = (
     *("key", "series", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
-    *("completion_window", "output_seconds", "metadata", "priority", "reuse"),
+    *("completion_window", "output_seconds", "metadata", "priority", "fair_group", "reuse"),
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
@@ -71,6 +71,8 @@ class NewBatch:
     series: str | None = None
     holder: str | None = None
     priority: int = 0
+    fair_group: str | None = None
+    """With which batches it shares a turn, among those of the team; its series' or nobody's unless given."""
     reuse: str = "auto"
     dry_run: bool = False
     canary_rows: int | None = None
@@ -261,6 +263,7 @@ class Batches:
         values |= {
             "team": team,
             "key": key,
+            "fair_group": new.fair_group or new.series or batch_id,
             "expires_at": case((ends[0] < ends[-1], ends[0]), else_=ends[-1]) if ends else None,
         }
         self._store(connection, batch_id, generation, values)

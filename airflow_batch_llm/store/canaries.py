@@ -25,9 +25,10 @@ def pause_after_canary(connection: Connection, batch: Any) -> None:
         connection.execute(update(batches).where(batches.c.id == batch.id).values(paused=PauseReason.CANARY))
 
 
-def let_the_rest_go(connection: Connection, batch_id: str) -> None:
-    """The canary has passed: the other rows are chunks like any. The caller holds the batch's row."""
+def pass_canary(connection: Connection, batch_id: str) -> None:
+    """The canary has passed: the other chunks wait like any that are held back. The caller holds the batch's row, and
+    gives them their turn."""
     waiting = (chunks.c.batch_id == batch_id, chunks.c.state == ChunkState.LATER)
-    connection.execute(update(chunks).where(*waiting).values(state=ChunkState.PENDING))
+    connection.execute(update(chunks).where(*waiting).values(state=ChunkState.HELD))
     open_one = (batches.c.id == batch_id, batches.c.canary == CanaryState.OPEN)
     connection.execute(update(batches).where(*open_one).values(canary=CanaryState.PASSED))

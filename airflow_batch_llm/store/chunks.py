@@ -51,7 +51,8 @@ class Chunks:
     def claim(self, worker_id: str, *, lease_seconds: float) -> Mapping[str, Any] | None:
         """Leases the next chunk that this worker's engine can do, and whose team it serves, or nothing.
 
-        Chunks whose lease ran out come first, then the highest priority, then the oldest. The attempt is counted here.
+        Chunks whose lease ran out come first, then the order is that of :mod:`airflow_batch_llm.store.turns`. The
+        attempt is counted here.
         """
         now = self._database.now()
         with self._database.writing() as connection:

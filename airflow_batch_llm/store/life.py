@@ -15,6 +15,7 @@ from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_
 from airflow_batch_llm.store.files import StoredFile, insert_file
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.turns import Line, due_of, first_turn, lock_turns, near_deadline, raise_batch
 from airflow_batch_llm.store.waiting import waiting_state
 
 
@@ -137,6 +138,7 @@ class BatchLife:
     def activate(self, duty: Duty, plan: Plan) -> None:
         """Makes a staged plan real: the batch's chunks can be claimed from here on."""
         with self._database.writing() as connection:
+            lock_turns(connection, self._database, duty.batch_id)
             batch = _locked(connection, duty)
             end_duty(connection, duty)
             started = connection.execute(
@@ -163,9 +165,14 @@ class BatchLife:
             same = {name: batch[name] for name in ("team", "endpoint", "priority")}
             same["model"] = plan.model or batch["model"]
             same["endpoint"] = plan.endpoint or batch["endpoint"]
+            same["due"] = due_of(batch)
             if plan.chunks:
-                state = waiting_state(batch["paused"])
-                planned = [{"batch_id": duty.batch_id, **same, **_row(chunk, state)} for chunk in plan.chunks]
+                line = Line(*(same[name] for name in ("team", "model", "endpoint", "priority", "due")))
+                turn, state = first_turn(connection, line, batch["fair_group"]), waiting_state(batch["paused"])
+                planned = [
+                    {"batch_id": duty.batch_id, "turn": turn + place, **same, **_row(chunk, state)}
+                    for place, chunk in enumerate(plan.chunks)
+                ]
                 connection.execute(insert(chunks), planned)
             connection.execute(
                 update(batches)
@@ -251,6 +258,18 @@ class BatchLife:
             with self._database.writing() as connection:
                 connection.execute(update(batches).where(batches.c.id == batch_id, *due).values(**self._expiring()))
                 settle(connection, self._database, batch_id)
+
+    def raise_due(self) -> None:
+        """Lets the batches go first whose deadline is near."""
+        near = near_deadline(self._database.now())
+        with self._database.reading() as connection:
+            found = connection.scalars(select(batches.c.id).where(*near)).all()
+        for batch_id in found:
+            with self._database.writing() as connection:
+                lock_turns(connection, self._database, batch_id)
+                batch = lock_batch(connection, batch_id)
+                if batch is not None and batch.status == BatchStatus.IN_PROGRESS and not batch.raised:
+                    raise_batch(connection, batch)
 
     def settle_ending(self) -> None:
         """Lets cancelling and expiring batches end whose workers are gone without a word."""

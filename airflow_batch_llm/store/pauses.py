@@ -14,11 +14,12 @@ from sqlalchemy import Connection, Row, select, update
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import BatchStatus, ChunkState, PauseReason
 from airflow_batch_llm.store.batches import no_such_batch
-from airflow_batch_llm.store.canaries import let_the_rest_go
+from airflow_batch_llm.store.canaries import pass_canary
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
+from airflow_batch_llm.store.turns import let_wait, lock_turns
 
 _PAUSABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
@@ -39,7 +40,7 @@ class Pauses:
         with self._database.writing() as connection:
             batch = _locked(connection, team, batch_id, "paused")
             if batch.paused is None:
-                _move(connection, batch_id, ChunkState.PENDING, ChunkState.HELD)
+                _hold(connection, batch_id)
             if batch.paused is None or reason == PauseReason.REQUESTED:
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=reason))
             return _record(connection, batch_id)
@@ -53,12 +54,13 @@ class Pauses:
         ending.
         """
         with self._database.writing() as connection:
+            lock_turns(connection, self._database, batch_id)
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
-                _move(connection, batch_id, ChunkState.HELD, ChunkState.PENDING)
-                connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=None))
                 if batch.paused == PauseReason.CANARY:
-                    let_the_rest_go(connection, batch_id)
+                    pass_canary(connection, batch_id)
+                let_wait(connection, batch)
+                connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=None))
                 settle(connection, self._database, batch_id)
             return _record(connection, batch_id)
 
@@ -77,10 +79,10 @@ def _locked(connection: Connection, team: str, batch_id: str, done: str) -> Row[
     return batch
 
 
-def _move(connection: Connection, batch_id: str, before: ChunkState, after: ChunkState) -> None:
+def _hold(connection: Connection, batch_id: str) -> None:
     """A chunk that is just being claimed is waited for, and is the worker's then."""
-    waiting = (chunks.c.batch_id == batch_id, chunks.c.state == before)
-    connection.execute(update(chunks).where(*waiting).values(state=after))
+    waiting = (chunks.c.batch_id == batch_id, chunks.c.state == ChunkState.PENDING)
+    connection.execute(update(chunks).where(*waiting).values(state=ChunkState.HELD))
 
 
 def _record(connection: Connection, batch_id: str) -> Mapping[str, Any]:

@@ -11,7 +11,9 @@ from sqlalchemy import Connection, func, insert, select, update
 from airflow_batch_llm.store.tables import batches, chunks
 from airflow_batch_llm.store.waiting import waiting_state_in
 
-_OF_THE_WHOLE: Final = ("batch_id", "team", "model", "endpoint", "priority", "storage_key", "bytes", "sha256")
+_OF_THE_WHOLE: Final = (
+    *("batch_id", "team", "model", "endpoint", "priority", "due", "turn", "storage_key", "bytes", "sha256"),
+)
 """What the pieces of a chunk have in common: they are about rows of the same stored lines."""
 
 

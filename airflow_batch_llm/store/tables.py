@@ -32,6 +32,9 @@ metadata: Final = MetaData(
     }
 )
 
+NO_DUE: Final = 1e12
+"""A time beyond all deadlines."""
+
 # SQLite numbers rows by itself only in a column of type INTEGER.
 BigId: Final = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -88,6 +91,8 @@ batches: Final = Table(
     Column("output_seconds", Integer),
     Column("metadata", JSON),
     Column("priority", Integer, nullable=False, server_default="0"),
+    Column("fair_group", String(512), nullable=False, server_default=""),
+    Column("raised", Boolean, nullable=False, server_default=false()),
     Column("status", String(16), nullable=False),
     Column("paused", String(16)),
     Column("canary_rows", Integer),
@@ -130,6 +135,7 @@ batches: Final = Table(
     UniqueConstraint("team", "key", "generation"),
     Index(None, "team", "created_at"),
     Index(None, "team", "series"),
+    Index(None, "team", "fair_group", "status"),
     Index(None, "status"),
     Index(None, "staged_dropped_at"),
     Index(None, "bytes_dropped_at"),
@@ -145,6 +151,8 @@ chunks: Final = Table(
     Column("model", String(512), nullable=False),
     Column("endpoint", String(64), nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("due", Double, nullable=False, server_default="1000000000000"),
+    Column("turn", BigInteger, nullable=False, server_default="0"),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("worker_id", String(64)),
@@ -161,7 +169,7 @@ chunks: Final = Table(
     Column("deaths", JSON(none_as_null=True)),
     Column("barren", Integer, nullable=False, server_default="0"),
     UniqueConstraint("batch_id", "number"),
-    Index("ix_chunks_claim", "state", "model", "endpoint", text("priority DESC"), "id"),
+    Index("ix_chunks_claim", "state", "model", "endpoint", "team", text("priority DESC"), "due", "turn", "id"),
     Index("ix_chunks_lease", "state", "lease_until"),
 )
 

@@ -130,7 +130,8 @@ class Tidy:
 
     def acts(self) -> Sequence[Act]:
         life = self.world.state.life
-        return [Act(verb.__name__, lambda verb=verb: self._do(verb)) for verb in (life.expire_due, life.settle_ending)]  # type: ignore[misc]
+        verbs = (life.expire_due, life.raise_due, life.settle_ending)
+        return [Act(verb.__name__, lambda verb=verb: self._do(verb)) for verb in verbs]  # type: ignore[misc]
 
     def _do(self, verb: Callable[[], None]) -> str:
         try:

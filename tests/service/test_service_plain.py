@@ -37,7 +37,7 @@ def test_a_batch_has_openais_fields_and_no_other(plain_service: RunningService) 
     assert len(lines_of(client, shown["output_file_id"])) == 3
 
 
-@pytest.mark.parametrize("field", ["key", "series", "holder", "priority", "deadline", "dataset", "model"])
+@pytest.mark.parametrize("field", ["key", "series", "holder", "priority", "fair_group", "deadline", "dataset", "model"])
 def test_what_openai_does_not_know_is_refused_by_name(plain_service: RunningService, field: str) -> None:
     table = {"source": "s.csv", "target": "t.csv", "messages": [{"role": "user", "content": "x"}]}
     values = {"priority": 1, "deadline": 2_000_000_000, "dataset": table}

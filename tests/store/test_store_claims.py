@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import insert, text, update
 
 from airflow_batch_llm.models import ChunkState
-from airflow_batch_llm.store.claimable import FIRST_WAITING, ClaimableChunks
+from airflow_batch_llm.store.claimable import FIRST_WAITING, FRONTS, ClaimableChunks
 from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.worker_wire import Registration, ServedModel
 from tests.postgres import BOTH_STORES
@@ -29,7 +29,7 @@ def test_a_worker_of_several_endpoints_takes_what_is_most_urgent_of_all(store: S
     ]
     worker = _worker(store, OTHER, CHAT, "/v1/embeddings")
     claimed = [store.chunks.claim(worker, lease_seconds=LEASE) for _ in range(5)]
-    assert [names.index(chunk["batch_id"]) for chunk in claimed if chunk] == [4, 1, 2, 0, 3]
+    assert [names.index(chunk["batch_id"]) for chunk in claimed if chunk] == [4, 1, 2, 3, 0]  # equals alternate
     assert store.chunks.claim(worker, lease_seconds=LEASE) is None
 
 
@@ -62,10 +62,13 @@ def test_a_claim_reads_the_index_and_sorts_no_waiting_chunks(store: Store, analy
         connection.execute(done)
         if analyzed:
             connection.execute(text("ANALYZE"))
-    waiting = _plan(store, FIRST_WAITING.params(model="m", endpoint=CHAT, worker_id="w"))
+    waiting = _plan(store, FIRST_WAITING.params(model="m", endpoint=CHAT, team=TEAM))
     assert "ix_chunks_claim" in waiting
     assert "sort" not in waiting.replace("-sort", "").lower()
     assert "TEMP B-TREE" not in waiting
+    fronts = _plan(store, FRONTS.params(worker_id=store.worker()))
+    assert fronts.count("ix_chunks_claim") == 3  # the first team, the next one, and the first chunk of each
+    assert not any(whole in fronts for whole in ("Seq Scan on chunks", "SCAN chunks", "TEMP B-TREE"))
     expired = _plan(store, ClaimableChunks(store.database.now()).expired.params(worker_id="w"))
     assert any(found in expired for found in ("Index Scan using ix_chunks_", "USING INDEX ix_chunks_"))
 

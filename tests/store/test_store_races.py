@@ -319,6 +319,39 @@ def test_a_plan_that_comes_with_a_pause_waits_whole(store: Store, pause_first: b
     assert _count(store, chunks, chunks.c.state == ChunkState.HELD) == 2
 
 
+def _turns(store: Store) -> list[int]:
+    with store.database.reading() as connection:
+        return sorted(connection.scalars(select(chunks.c.turn).where(chunks.c.state == ChunkState.PENDING)))
+
+
+def test_two_plans_of_one_group_at_once_get_turns_behind_each_other(store: Store) -> None:
+    for _ in range(2):
+        store.submit(fair_group="g")
+    both = [store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=LEASE) for _ in range(2)]
+    chunk = PlannedChunk(number=0, rows=1, tokens=1, storage_key="k", bytes=1, sha256="s")
+    plan = Plan(storage_key="p", rows_total=1, rows_done=0, rows_failed=0, chunks=[chunk])
+    verbs: list[Verb] = [lambda side, duty=duty: side.life.activate(duty, plan) for duty in both]  # type: ignore[misc]
+    assert overlapping(store, *verbs, waits=True) == (None, None)
+    assert _turns(store) == [0, 1]
+
+
+def test_two_batches_of_one_group_that_are_resumed_at_once_get_turns_behind_each_other(store: Store) -> None:
+    both = [store.planned(fair_group="g") for _ in range(2)]
+    for batch_id in both:
+        _pause(batch_id)(store)
+    assert overlapping(store, *map(_resume, both), waits=True) == (None, None)
+    assert _turns(store) == [0, 1]
+
+
+@pytest.mark.parametrize("raise_first", [True, False])
+def test_a_batch_that_is_raised_while_it_is_paused_is_both(store: Store, raise_first: bool) -> None:
+    batch_id = store.planned(window_seconds=10)
+    store.now += 8
+    sides: list[Verb] = [lambda side: side.life.raise_due(), _pause(batch_id)]
+    overlapping(store, *(sides if raise_first else reversed(sides)))
+    assert _count(store, chunks, chunks.c.state == ChunkState.HELD, chunks.c.priority == 1_000) == 1
+
+
 @pytest.mark.parametrize("pause_first", [True, False])
 def test_a_pause_and_a_cancel_at_once_end_the_batch_and_leave_nothing_waiting(store: Store, pause_first: bool) -> None:
     batch_id = store.planned()
