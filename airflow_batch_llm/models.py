@@ -34,6 +34,8 @@ class ChunkState(StrEnum):
     PENDING = "pending"
     HELD = "held"
     """It waits, and its batch is paused."""
+    LATER = "later"
+    """It waits until the canary of its batch has passed."""
     LEASED = "leased"
     DONE = "done"
     DROPPED = "dropped"
@@ -49,6 +51,14 @@ class PauseReason(StrEnum):
     """The service, since nobody watched it any more."""
     CANARY = "canary"
     """The service, until its first rows are judged."""
+
+
+class CanaryState(StrEnum):
+    """Where the first rows of a batch stand that the others wait for."""
+
+    OPEN = "open"
+    """They run, or are done and wait to be judged."""
+    PASSED = "passed"
 
 
 class DutyKind(StrEnum):

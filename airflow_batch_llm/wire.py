@@ -9,7 +9,14 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from airflow_batch_llm.models import GREATEST_PRIORITY, LEAST_PRIORITY, BatchStatus, PauseReason, RowStatus
+from airflow_batch_llm.models import (
+    GREATEST_PRIORITY,
+    LEAST_PRIORITY,
+    BatchStatus,
+    CanaryState,
+    PauseReason,
+    RowStatus,
+)
 
 Role = Literal["system", "developer", "user", "assistant"]
 """The roles a template may use. vLLM answers 200 to a role that does not exist, so it is checked here."""
@@ -22,6 +29,9 @@ Reuse = Literal["auto", "never"]
 
 LEAST_EXPIRY_SECONDS: Final = 3_600
 MOST_EXPIRY_SECONDS: Final = 30 * 86_400
+
+MOST_CANARY_ROWS: Final = 10_000
+"""They are judged in one piece, in memory."""
 
 CompletionWindow = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}[mhd]$")]
 """How long a batch may take: a whole number of minutes, hours or days, such as ``30m``, ``24h`` or ``7d``."""
@@ -136,6 +146,10 @@ class BatchCreate(Strict):
     dry_run: bool = False
     """Of a table: only plan it and say what it would cost (``estimate``). Nothing is run but a sample that is
     tokenized, and no target is written."""
+    canary_rows: Annotated[int, Field(ge=1, le=MOST_CANARY_ROWS)] | None = None
+    """Of a table: how many of its first rows are run before the others. When they are done the batch is paused
+    (``paused`` is ``canary``), until it is resumed: whoever judges them does that, or cancels it. A table without other
+    rows to ask is not paused."""
     deadline: Annotated[int, Field(ge=0, lt=2**40)] | None = None
     """A time by which the batch must be done; the earlier of this and ``completion_window`` counts."""
 
@@ -151,6 +165,13 @@ class BatchCancel(Strict):
 
     holder: str | None = None
     """If given, the cancel counts only while this is the batch's holder."""
+
+
+class BatchResume(Strict):
+    """The (optional) body of ``POST /v1/batches/{id}/resume``."""
+
+    reason: PauseReason | None = None
+    """If given, the batch goes on only if it is paused for that."""
 
 
 class BatchError(BaseModel):
@@ -280,6 +301,10 @@ class Batch(BaseModel):
     dry_run: bool = False
     paused: PauseReason | None = None
     """Who paused the batch, while it is paused: no worker gets more of it then."""
+    canary_rows: int | None = None
+    canary: CanaryState | None = None
+    """Whether the other rows still wait for the verdict on the first ones, or those have passed; null where none
+    wait."""
     estimate: Estimate | None = None
     """Of a dry run that completed."""
     deadline: int | None = None

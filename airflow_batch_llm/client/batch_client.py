@@ -12,11 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from airflow_batch_llm.client.answers import checked, parsed, translated
 from airflow_batch_llm.client.replicas import REPEATABLE, base_urls, sync_transport
+from airflow_batch_llm.models import PauseReason
 from airflow_batch_llm.wire import (
     Batch,
     BatchCancel,
     BatchCreate,
     BatchList,
+    BatchResume,
     FileObject,
     Health,
     ModelList,
@@ -129,9 +131,10 @@ class BatchClient:
         """Keeps workers from getting more of a batch, until it is resumed; what they hold goes on to its end."""
         return self._call(Batch, "POST", f"/v1/batches/{batch_id}/pause", extensions=REPEATABLE)
 
-    def resume(self, batch_id: str) -> Batch:
-        """Lets a paused batch go on, whoever paused it."""
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/resume", extensions=REPEATABLE)
+    def resume(self, batch_id: str, *, reason: PauseReason | None = None) -> Batch:
+        """Lets a paused batch go on, whoever paused it; with a ``reason`` only one that is paused for that."""
+        body = BatchResume(reason=reason).model_dump(mode="json")
+        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/resume", json=body, extensions=REPEATABLE)
 
     def models(self) -> ModelList:
         """The models that living workers serve. Needs a valid token, so it also tests a connection."""

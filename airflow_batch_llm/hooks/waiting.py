@@ -13,7 +13,7 @@ from airflow_batch_llm.client.texts import progress_line
 from airflow_batch_llm.client.watch import Watch
 from airflow_batch_llm.hooks.address import ServiceAddress
 from airflow_batch_llm.hooks.progress_xcom import Tell, nobody
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.models import BatchStatus, PauseReason
 from airflow_batch_llm.wire import Batch
 
 QUIET: Final = timedelta(seconds=30)
@@ -43,12 +43,15 @@ class ProgressLog:
             self._status, self._line, self._next_at = batch.status, line, now + QUIET
 
 
-async def ended_batch(snapshots: AsyncGenerator[Batch], log: Log, tell: Tell = nobody) -> Batch:
-    """The batch, once it ended; ``tell`` is told of each look before. A service that does not answer is waited for."""
+async def ended_batch(snapshots: AsyncGenerator[Batch], log: Log, tell: Tell = nobody, *, gated: bool = False) -> Batch:
+    """The batch, once it ended, or (if ``gated``) waits for the verdict on its first rows; ``tell`` is told of each
+    look before. A service that does not answer is waited for."""
     progress = ProgressLog(log)
     async with aclosing(snapshots):
         async for batch in snapshots:
             progress.saw(batch, now=clock.now())
+            if gated and batch.paused == PauseReason.CANARY:
+                break
             if not batch.status.ended:
                 tell(batch)
     return batch
@@ -62,14 +65,17 @@ def wait_here(
     at_most: timedelta | None,
     log: Log,
     tell: Tell = nobody,
+    gated: bool = False,
 ) -> Batch | None:
-    """Blocks until the batch ends and gives it, or None if that takes longer than ``at_most``."""
+    """Blocks until the batch ends, or (if ``gated``) waits for the verdict on its first rows, and gives it; None if
+    that takes longer than ``at_most``."""
 
     async def waiting() -> Batch | None:
         async with address.async_client() as client:
             try:
                 async with asyncio.timeout(at_most.total_seconds() if at_most is not None else None):
-                    return await ended_batch(Watch(client, batch_id, poll_interval).snapshots(), log, tell)
+                    snapshots = Watch(client, batch_id, poll_interval).snapshots()
+                    return await ended_batch(snapshots, log, tell, gated=gated)
             except TimeoutError:
                 return None
 

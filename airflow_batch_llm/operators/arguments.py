@@ -16,7 +16,7 @@ from airflow_batch_llm.client.plain_server import KEY
 from airflow_batch_llm.models import CHAT_COMPLETIONS, EMBEDDINGS
 from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
 from airflow_batch_llm.operators.queue_place import as_priority, what_priorities_are
-from airflow_batch_llm.wire import CompletionWindow, Message
+from airflow_batch_llm.wire import MOST_CANARY_ROWS, CompletionWindow, Message
 
 ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
     ".parquet": ("parquet", ""),
@@ -214,6 +214,24 @@ def check_budget(
             "max_error_rate, max_errors and max_invalid_rate need wait_for_completion: nobody would look at the "
             "outcome."
         )
+
+
+def check_canary(
+    *, canary_rows: Any, canary_check: Any, limits: Mapping[str, Any], wait_for_completion: bool, dry_run: bool
+) -> None:
+    """Whether there is something that the first rows can be judged by, and somebody who does."""
+    if canary_rows is None:
+        if canary_check is not None:
+            raise ValueError("canary_check goes with canary_rows, which says how many rows it gets.")
+        return
+    if not isinstance(canary_rows, int) or isinstance(canary_rows, bool) or not 1 <= canary_rows <= MOST_CANARY_ROWS:
+        raise ValueError(f"canary_rows is {canary_rows!r}, and must be a whole number from 1 to {MOST_CANARY_ROWS:,}.")
+    if canary_check is not None and not callable(canary_check):
+        raise ValueError(f"canary_check is {canary_check!r}; it is a function of a list of rows.")
+    if canary_check is None and all(limit is None for limit in limits.values()):
+        raise ValueError(f"canary_rows needs canary_check or one of {', '.join(limits)}: nothing else judges the rows.")
+    if dry_run or not wait_for_completion:
+        raise ValueError("canary_rows needs a task that waits for its batch: nobody else would judge the rows.")
 
 
 def as_input(prompt: Any, chat: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.errors import BatchLLMError, ConflictError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.failures import log_failures
 from airflow_batch_llm.hooks.map_label import label
@@ -22,9 +22,10 @@ from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, ref
 from airflow_batch_llm.hooks.progress_xcom import nobody, push_end, pushed
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
-from airflow_batch_llm.models import EMBEDDINGS
+from airflow_batch_llm.models import EMBEDDINGS, CanaryState, PauseReason
 from airflow_batch_llm.operators import arguments
 from airflow_batch_llm.operators.answer_type import answer_schema
+from airflow_batch_llm.operators.canary import CanaryGate, Check, at_gate
 from airflow_batch_llm.operators.creation import batch_create
 from airflow_batch_llm.operators.error_budget import ErrorBudget, broken_budget
 from airflow_batch_llm.operators.held_batch import HeldBatch
@@ -97,6 +98,12 @@ class BatchLLMOperator(BaseOperator):
     :param max_errors: the same for a number of rows.
     :param max_invalid_rate: the same for the rows whose answer fits neither ``choices`` nor ``output_type``
         (``llm_status`` is ``invalid_output``). They count as failed for the two others as well.
+    :param canary_rows: run so many of the first rows before the others (at most 10,000) and judge them on the worker:
+        by the limits above, as shares of these rows, and by ``canary_check``. If they do not pass, the batch is
+        cancelled and the task fails; else the others follow.
+    :param canary_check: a function that gets the results of these rows, in their order: a list of dicts with ``row``
+        (its number, from 0), the ``llm_…`` columns and those of ``output_type``. It stops the batch by returning False
+        or raising. Rows that equal another one are not among them.
     :param input_file_id: instead of a table, an uploaded request file (templated).
     :param endpoint: what the rows or the requests of the file are for; ``/v1/chat/completions`` unless given. A table
         is for that or for ``/v1/embeddings``.
@@ -172,6 +179,8 @@ class BatchLLMOperator(BaseOperator):
         max_error_rate: float | None = None,
         max_errors: int | None = None,
         max_invalid_rate: float | None = None,
+        canary_rows: int | None = None,
+        canary_check: Check | None = None,
         input_file_id: str | None = None,
         endpoint: str | None = None,
         completion_window: str | None = None,
@@ -195,6 +204,7 @@ class BatchLLMOperator(BaseOperator):
         table = {"target": target, "format": format, "compression": compression, "model": model, **asked, **chat}
         table |= {"constants": constants, **sampling, "parameters": parameters, "passthrough": passthrough}
         table |= {"quarantine": quarantine, "overwrite": overwrite or None, "reuse": None if reuse == "auto" else reuse}
+        table |= {"canary_rows": canary_rows, "canary_check": canary_check}
         budget: dict[str, Any] = {"max_error_rate": max_error_rate, "max_errors": max_errors}
         budget["max_invalid_rate"] = max_invalid_rate
         waits = {"wait_for_completion": wait_for_completion}
@@ -212,6 +222,9 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_word("on_clear", on_clear)
         arguments.check_budget(**budget, **waits, fits=bool(choices or output_type))
         arguments.check_dry_run(dry_run=dry_run, source=source, budget=budget, overwrite=overwrite, **waits)
+        arguments.check_canary(
+            canary_rows=canary_rows, canary_check=canary_check, limits=budget, dry_run=dry_run, **waits
+        )
         arguments.check_completion_window(completion_window)
         arguments.check_metadata(metadata)
         arguments.check_priority(priority)
@@ -238,6 +251,8 @@ class BatchLLMOperator(BaseOperator):
         self.max_error_rate = max_error_rate
         self.max_errors = max_errors
         self.max_invalid_rate = max_invalid_rate
+        self.canary_rows = canary_rows
+        self.canary_check = canary_check
         self.input_file_id = input_file_id
         self.endpoint = endpoint
         self.completion_window = completion_window
@@ -267,14 +282,17 @@ class BatchLLMOperator(BaseOperator):
         if not self.wait_for_completion:
             return batch.id
         batch = self._waited_here(batch, held, started, context["ti"])
+        while at_gate(batch):
+            batch = self._waited_here(self._judged(batch, held), held, started, context["ti"])
         if batch.status.ended:
             return self._finished(batch, context)
-        return self.defer(
-            trigger=self._trigger(batch.id, held.holder), method_name="execute_complete", timeout=self._left(started)
-        )
+        return self._deferred(batch, held, started)
 
-    def execute_complete(self, context: Context, event: dict[str, Any], **_: Any) -> Any:
-        """Takes over when the batch has ended. Knows nothing but the event, and asks the service for the rest."""
+    def execute_complete(self, context: Context, event: dict[str, Any], started: float | None = None, **_: Any) -> Any:
+        """Takes over when the batch has ended, or its first rows are to be judged, after which it defers again.
+
+        Knows nothing but the event, and asks the service for the rest.
+        """
         self.batch_url = self.hook.address.batch_url(event["batch_id"])
         if "error" in event:
             raise AirflowException(
@@ -283,7 +301,12 @@ class BatchLLMOperator(BaseOperator):
             )
         with self.hook.get_conn() as client:
             batch = client.get(event["batch_id"])
-        return self._finished(batch, context)
+        if batch.status.ended:
+            return self._finished(batch, context)
+        held = self._held = HeldBatch(self.hook.address, batch.id, self._names(context).holder)
+        if at_gate(batch):
+            batch = self._judged(batch, held)
+        return self._deferred(batch, held, clock.now() if started is None else clock.from_unix(started))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continues after the deferral. If that timed out or its trigger died, the batch is cancelled first."""
@@ -364,6 +387,7 @@ class BatchLLMOperator(BaseOperator):
             poll_interval=every,
             at_most=at_most,
             log=self.log,
+            gated=True,
             tell=pushed(ti, self.log) if self.progress_xcom else nobody,
         )
         if ended is None and not self.deferrable:
@@ -384,6 +408,7 @@ class BatchLLMOperator(BaseOperator):
         self._show_end(batch, context)
         result = outcome(batch, self.log)
         self._check_budget(batch)
+        self._check_canary(batch)
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = asset_extra(batch)
@@ -396,6 +421,43 @@ class BatchLLMOperator(BaseOperator):
             push_end(context["ti"], batch, self.log)
         send_metrics(batch, context["ti"], self.log)
         log_failures(batch, self.hook.get_conn, self.log)
+
+    def _deferred(self, batch: Batch, held: HeldBatch, started: datetime) -> Any:
+        return self.defer(
+            trigger=self._trigger(batch.id, held.holder),
+            method_name="execute_complete",
+            kwargs={"started": started.timestamp()},
+            timeout=self._left(started),
+        )
+
+    @property
+    def _gate(self) -> CanaryGate | None:
+        """None for a task that has none by now; a batch that waits at it goes on then."""
+        if self.canary_rows is None or self.estimates:
+            return None
+        return CanaryGate(self.canary_rows, self.budget, self.canary_check)
+
+    def _judged(self, batch: Batch, held: HeldBatch) -> Batch:
+        """The batch, going on since its first rows have passed. Raises AirflowException, with the batch cancelled, if
+        they have not."""
+        with self.hook.get_conn() as client:
+            against = self._gate.against(batch, client) if self._gate else None
+            if against is None:
+                self.log.info("The first rows of batch %s have passed, so the others follow", batch.id)
+                try:
+                    return client.resume(batch.id, reason=PauseReason.CANARY)
+                except ConflictError:  # somebody has ended it meanwhile
+                    return client.get(batch.id)
+        raise AirflowException(f"{against} The other rows were not asked. {held.cancel()}")
+
+    def _check_canary(self, batch: Batch) -> None:
+        """Judges the first rows of a batch that had no others to hold back, or that was not asked to."""
+        if self._gate is None or batch.canary == CanaryState.PASSED:
+            return
+        with self.hook.get_conn() as client:
+            against = self._gate.against(batch, client)
+        if against is not None:
+            raise AirflowException(f"{against} All other rows are done too: there was nothing to hold back.")
 
     def _check_budget(self, batch: Batch) -> None:
         if breach := self.budget.broken_by(batch):
@@ -431,4 +493,5 @@ class BatchLLMOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
             progress_xcom=self.progress_xcom,
             shared=holder is not None,  # a server without holders has nothing to wait for all batches with, either
+            gated=True,
         )

@@ -64,6 +64,7 @@ def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict
         "completion_window": task.completion_window,
         "reuse": "never" if anew else task.reuse,
         "dry_run": task.estimates,
+        "canary_rows": task.canary_rows,
     }
 
 

@@ -29,8 +29,12 @@ class Breach:
 
     def of(self, batch: Batch) -> str:
         """The breach in words, without a full stop."""
+        return self.in_words(f" of batch {batch.id}")
+
+    def in_words(self, of: str = "") -> str:
+        """The same, where it was said which rows these are of."""
         share = f"{self.rows / self.total:.1%}"
-        return f"{self.rows:,} of {self.total:,} rows of batch {batch.id} {self.what} ({share}), and {self.limit}"
+        return f"{self.rows:,} of {self.total:,} rows{of} {self.what} ({share}), and {self.limit}"
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,12 @@ def broken_budget(batch: Batch, breach: Breach, client: BatchClient, *, repeats:
 def _samples(batch: Batch, statuses: Iterable[RowStatus], client: BatchClient) -> Iterator[str]:
     try:
         found = chain.from_iterable(client.result_rows(batch.id, limit=SAMPLES, status=status) for status in statuses)
-        yield from [f"Row {row.row}: {_why(row)}" for row in islice(found, SAMPLES)]
+        yield from [f"Row {row.row}: {why_failed(row)}" for row in islice(found, SAMPLES)]
     except BatchLLMError as error:
         yield f"The failed rows cannot be read: {error}"
 
 
-def _why(row: ResultRow) -> str:
+def why_failed(row: ResultRow) -> str:
     """Code and sentence of a failed row."""
     said: Any = (row.columns or {}).get("llm_error")
     if said is None and row.error:

@@ -12,10 +12,14 @@ from airflow_batch_llm.service.plan_stage import PlanStage
 
 
 class ChunkCutter:
-    """Takes rows in the order in which they are to be asked. Holds one chunk in memory."""
+    """Takes rows in the order in which they are to be asked. Holds one chunk in memory.
 
-    def __init__(self, stage: PlanStage) -> None:
+    :param later: whether these chunks wait until the batch's canary has passed.
+    """
+
+    def __init__(self, stage: PlanStage, *, later: bool = False) -> None:
         self._stage = stage
+        self._later = later
         self._lines: list[bytes] = []
         self._rows = 0
         self._tokens = 0
@@ -38,7 +42,7 @@ class ChunkCutter:
     def finish(self) -> None:
         """Ends the chunk that is begun."""
         if self._rows:
-            self._stage.add_packed(b"".join(self._lines), self._rows, self._tokens)
+            self._stage.add_packed(b"".join(self._lines), self._rows, self._tokens, later=self._later)
         self._lines, self._rows, self._tokens = [], 0, 0
 
     def _fitting(self, sums: np.ndarray[Any, Any], at: int, end: int) -> int:

@@ -13,7 +13,7 @@ from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.results import result_page
 from airflow_batch_llm.service.showing import shown
 from airflow_batch_llm.service.submission import check_repeatable, check_retry_rate
-from airflow_batch_llm.wire import Batch, BatchDeleted, ResultPage
+from airflow_batch_llm.wire import Batch, BatchDeleted, BatchResume, ResultPage
 
 router: Final = APIRouter()
 
@@ -60,6 +60,7 @@ def pause_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONRes
 
 
 @router.post("/v1/batches/{batch_id}/resume", response_model=Batch, responses=problems(401, 404, 409, 503))
-def resume_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
-    """Lets a paused batch go on, whoever paused it. Said twice it is said once."""
-    return shown(state, team, state.pauses.resume(team, batch_id))
+def resume_batch(state: State, team: Submitter, batch_id: str, body: BatchResume | None = None) -> Batch | JSONResponse:
+    """Lets a paused batch go on, whoever paused it, or only if it is paused for the reason given. Said twice it is said
+    once."""
+    return shown(state, team, state.pauses.resume(team, batch_id, reason=body.reason if body else None))

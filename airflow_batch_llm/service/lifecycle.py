@@ -54,13 +54,16 @@ _AS_STORED: Final = (
     "reuse",
     "dry_run",
     "paused",
+    "canary_rows",
+    "canary",
     "estimate",
 )
 
 _PAUSED: Final = {
     PauseReason.REQUESTED: "It is paused, as somebody asked. `batch-llm resume {batch_id}` lets it go on.",
     PauseReason.UNWATCHED: "It is paused since nobody watches it, and goes on once somebody does.",
-    PauseReason.CANARY: "It is paused until its first rows are judged.",
+    PauseReason.CANARY: "Its first {canary_rows:,} rows are done, and the others wait until those are "
+    "judged: `batch-llm resume {batch_id}` lets them go on.",
 }
 
 
@@ -122,7 +125,7 @@ def _rows_left(record: Mapping[str, Any]) -> int:
 
 def _waiting_for(record: Mapping[str, Any], served: list[ServedBy]) -> str | None:
     if record["paused"]:
-        said = _PAUSED[record["paused"]].format(batch_id=record["id"])
+        said = _PAUSED[record["paused"]].format(batch_id=record["id"], canary_rows=record["canary_rows"] or 0)
         return f"{said} {record['trouble']}" if record["trouble"] else said
     status = BatchStatus(record["status"])
     if record["trouble"]:

@@ -57,12 +57,12 @@ class PlanStage:
         return found
 
     def chunks_longest_first(self) -> list[PlannedChunk]:
-        """The chunks with the most tokens first, so that the last ones at work are short ones.
+        """The chunks with the most tokens first, so that the last ones at work are short ones; the canary's before all.
 
         Those of about the same length stay in their order, which brings common beginnings together.
         """
         step = max(1, self.chunk_tokens // 8)
-        ordered = sorted(self.chunks, key=lambda chunk: -(chunk.tokens // step))
+        ordered = sorted(self.chunks, key=lambda chunk: (chunk.later, -(chunk.tokens // step)))
         return [dataclasses.replace(chunk, number=number) for number, chunk in enumerate(ordered)]
 
     def is_kept(self, row: int) -> bool:
@@ -84,9 +84,9 @@ class PlanStage:
         self._waiting.append(line)
         self._waiting_tokens += tokens
 
-    def add_packed(self, lines: bytes, rows: int, tokens: int) -> None:
-        """A whole chunk of rows to be asked, as the lines that it consists of."""
-        self._store_chunk(compress(lines), rows, tokens)
+    def add_packed(self, lines: bytes, rows: int, tokens: int, *, later: bool = False) -> None:
+        """A whole chunk of rows to be asked, as the lines that it consists of; ``later``, after the batch's canary."""
+        self._store_chunk(compress(lines), rows, tokens, later=later)
 
     def finish(self) -> None:
         """Stores what is left in memory."""
@@ -105,7 +105,7 @@ class PlanStage:
             self._store_chunk(pack(self._waiting), len(self._waiting), self._waiting_tokens)
             self._waiting, self._waiting_tokens = [], 0
 
-    def _store_chunk(self, content: bytes, rows: int, tokens: int) -> None:
+    def _store_chunk(self, content: bytes, rows: int, tokens: int, *, later: bool = False) -> None:
         number = len(self.chunks)
         key = f"{self.prefix}/chunks/{number:06d}.jsonl.zst"
         self.storage.put(key, content)
@@ -117,6 +117,7 @@ class PlanStage:
                 storage_key=key,
                 bytes=len(content),
                 sha256=hashlib.sha256(content).hexdigest(),
+                later=later,
             )
         )
 

@@ -71,6 +71,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
     assert create.dataset is not None  # noqa: S101 (the caller looked)
     if create.model is None:
         raise _refused("A table needs a `model`.", "missing_required_parameter", "model")
+    if create.dry_run and create.canary_rows is not None:
+        raise _refused("A dry run runs no rows, so it takes no `canary_rows`.", "invalid_request", "canary_rows")
     endpoint = create.endpoint or CHAT_COMPLETIONS
     if endpoint not in TABLE_ENDPOINTS:
         raise _refused(
@@ -87,6 +89,7 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         model=create.model,
         reuse=create.reuse,
         dry_run=create.dry_run,
+        canary_rows=create.canary_rows,
         **_common(create),
     )
 
@@ -97,6 +100,8 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
             raise _refused(f"Missing required parameter: {name!r}.", "missing_required_parameter", name)
     if create.dry_run or create.reuse == "never":
         raise _refused("`dry_run` and `reuse` are for tables.", "invalid_request", "dry_run")
+    if create.canary_rows is not None:
+        raise _refused("`canary_rows` is for tables.", "invalid_request", "canary_rows")
     if create.model is not None:
         raise _refused("The model of a request file stands in its lines.", "invalid_request", "model")
     assert create.input_file_id is not None  # noqa: S101 (the caller looked)

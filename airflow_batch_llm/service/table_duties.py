@@ -60,6 +60,7 @@ def plan_table(context: DutyContext, batch: Mapping[str, Any], prefix: str) -> P
             batch["model"] == served.model and TOKENIZE in served.endpoints
             for served in context.workers.served(batch["team"])
         ),
+        canary_rows=batch["canary_rows"],
         done_before=() if batch["dry_run"] else context.done_before(batch),
     )
     plan = planner.plan(engine_identity=identity)

@@ -73,6 +73,8 @@ class Planner:
     """Whether nothing but a sample is staged, for an estimate."""
     tokenizes: bool = False
     """Whether a worker is there that tokenizes it."""
+    canary_rows: int | None = None
+    """How many of the first rows are chunks of their own, which the others wait for."""
     done_before: Iterable[ResultLine] = ()
     """Results of the generation before this batch, which keeps those that are answers."""
     rows: int = 0
@@ -220,15 +222,22 @@ class Planner:
                     self.stage.add_result(ResultLine(row, "success", **_given(known)))
 
     def _cut(self, folder: Path, asked: AskedRows) -> None:
-        cutter = ChunkCutter(self.stage)
+        canary, rest = ChunkCutter(self.stage), ChunkCutter(self.stage, later=self.canary_rows is not None)
         copies, keys = _Column(folder / COPIES_FILE, COPIES), _Column(folder / KEYS_FILE, KEYS)
         for some in asked.ordered():
-            cutter.add(some.rows, some.bodies, some.tokens)
+            # Of equal rows the first is asked, so that the answer of a canary's row is always found in the canary.
+            first = some.rows < (self.canary_rows or 0)
+            if not first.any():
+                rest.add(some.rows, some.bodies, some.tokens)
+            else:
+                for cutter, chosen in ((canary, first), (rest, ~first)):
+                    cutter.add(some.rows[chosen], some.bodies.filter(pa.array(chosen)), some.tokens[chosen])
             copies.write(some.copies)
             self._copies += some.copies.num_rows
             if some.keys is not None:
                 keys.write(pa.record_batch([pa.array(some.rows), some.keys.cast(pa.binary())], schema=KEYS))
-        cutter.finish()
+        canary.finish()
+        rest.finish()
         for column, name in ((copies, COPIES_FILE), (keys, KEYS_FILE)):
             if column.close():
                 self.stage.storage.put_file(f"{self.stage.prefix}/{name}", column.path)

@@ -76,6 +76,7 @@ class NewBatch:
     """With which batches it shares a turn, among those of the team; its series' or nobody's unless given."""
     reuse: str = "auto"
     dry_run: bool = False
+    canary_rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, or_, select, true, tuple_, update
 
-from airflow_batch_llm.models import BatchStatus, ChunkState, DutyKind
+from airflow_batch_llm.models import BatchStatus, CanaryState, ChunkState, DutyKind
+from airflow_batch_llm.store.canaries import pause_after_canary
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import Duty, DutyLostError, add_duty, check_held, drop_duty, end_duty, has_duty
 from airflow_batch_llm.store.files import StoredFile, insert_file
@@ -26,6 +27,8 @@ class PlannedChunk:
     storage_key: str
     bytes: int
     sha256: str
+    later: bool = False
+    """Whether it waits until the batch's canary has passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,7 @@ class BatchLife:
                     rows_reused=plan.rows_reused,
                     engine_identity=plan.engine_identity,
                     chunks_total=len(plan.chunks),
+                    canary=CanaryState.OPEN if any(chunk.later for chunk in plan.chunks) else None,
                     trouble=None,
                 )
             )
@@ -161,17 +165,15 @@ class BatchLife:
             same = {name: batch[name] for name in ("team", "endpoint", "priority")}
             same["model"] = plan.model or batch["model"]
             same["endpoint"] = plan.endpoint or batch["endpoint"]
-            same |= {"state": waiting_state(batch["paused"]), "due": due_of(batch)}
+            same["due"] = due_of(batch)
             if plan.chunks:
                 line = Line(*(same[name] for name in ("team", "model", "endpoint", "priority", "due")))
-                turn = first_turn(connection, line, batch["fair_group"])
-                connection.execute(
-                    insert(chunks),
-                    [
-                        {"batch_id": duty.batch_id, "turn": turn + place, **same, **vars(chunk)}
-                        for place, chunk in enumerate(plan.chunks)
-                    ],
-                )
+                turn, state = first_turn(connection, line, batch["fair_group"]), waiting_state(batch["paused"])
+                planned = [
+                    {"batch_id": duty.batch_id, "turn": turn + place, **same, **_row(chunk, state)}
+                    for place, chunk in enumerate(plan.chunks)
+                ]
+                connection.execute(insert(chunks), planned)
             connection.execute(
                 update(batches)
                 .where(batches.c.id == duty.batch_id, batches.c.expires_at <= self._database.now())
@@ -298,6 +300,8 @@ def settle(connection: Connection, database: Database, batch_id: str) -> None:
             .values(status=BatchStatus.FINALIZING, finalizing_at=database.now(), paused=None)
         )
         add_duty(connection, batch_id, DutyKind.ASSEMBLE)
+    elif batch.status == BatchStatus.IN_PROGRESS:
+        pause_after_canary(connection, batch)
     elif batch.status == BatchStatus.CANCELLING and batch.plan_key is None:
         connection.execute(
             update(batches)
@@ -328,6 +332,12 @@ def _settle_ending(connection: Connection, database: Database, batch: Any) -> No
         .values(finalizing_at=database.now())
     )
     add_duty(connection, batch.id, DutyKind.ASSEMBLE)
+
+
+def _row(chunk: PlannedChunk, waiting: ChunkState) -> dict[str, Any]:
+    """The columns of a planned chunk; ``waiting`` is how the batch's chunks wait."""
+    columns = dict(vars(chunk))
+    return columns | {"state": ChunkState.LATER if columns.pop("later") else waiting}
 
 
 def _locked(connection: Connection, duty: Duty) -> Mapping[str, Any]:

@@ -14,7 +14,9 @@ from sqlalchemy import Connection, Row, select, update
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import BatchStatus, ChunkState, PauseReason
 from airflow_batch_llm.store.batches import no_such_batch
+from airflow_batch_llm.store.canaries import pass_canary
 from airflow_batch_llm.store.database import Database, tried_again
+from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
 from airflow_batch_llm.store.turns import let_wait, lock_turns
@@ -47,15 +49,19 @@ class Pauses:
     def resume(self, team: str, batch_id: str, *, reason: PauseReason | None = None) -> Mapping[str, Any]:
         """Lets a batch go on; one that is not paused stays as it is.
 
-        With a ``reason`` only one that is paused for that. Raises :class:`ConflictError` for one that has ended or is
+        With a ``reason`` only one that is paused for that. One whose canary is done and not judged, but that was paused
+        for another reason, is paused for its canary then. Raises :class:`ConflictError` for one that has ended or is
         ending.
         """
         with self._database.writing() as connection:
             lock_turns(connection, self._database, batch_id)
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
+                if batch.paused == PauseReason.CANARY:
+                    pass_canary(connection, batch_id)
                 let_wait(connection, batch)
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=None))
+                settle(connection, self._database, batch_id)
             return _record(connection, batch_id)
 
 

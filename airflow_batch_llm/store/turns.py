@@ -40,7 +40,7 @@ RAISED_SHARE: Final = 0.25
 """Which share of its time a batch has left when it is raised."""
 _EXACTNESS: Final = 8
 """A deadline counts to this part of the time that there was until it."""
-_UNDONE: Final = (ChunkState.PENDING, ChunkState.HELD, ChunkState.LEASED)
+_UNDONE: Final = (ChunkState.PENDING, ChunkState.HELD, ChunkState.LATER, ChunkState.LEASED)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ SETTLE: Final = timedelta(seconds=5)
 
 class BatchLLMTrigger(BaseTrigger):
     """Gives one event when the batch has ended: ``{"batch_id", "status"}``, or ``{"batch_id", "error"}`` where the
-    service refuses to tell.
+    service refuses to tell. If ``gated``, also when the batch waits for the verdict on its first rows: its status is
+    ``in_progress`` then, and the task waits again once it has judged them.
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
     the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
@@ -53,6 +54,7 @@ class BatchLLMTrigger(BaseTrigger):
         cancel_on_kill: bool = False,
         progress_xcom: bool = False,
         shared: bool | None = None,
+        gated: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.conn_id = conn_id
@@ -63,6 +65,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.progress_xcom = progress_xcom
         # A trigger that an older version stored does not say, but only our service has holders.
         self.shared = holder is not None if shared is None else shared
+        self.gated = gated
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -75,6 +78,7 @@ class BatchLLMTrigger(BaseTrigger):
                 "cancel_on_kill": self.cancel_on_kill,
                 "progress_xcom": self.progress_xcom,
                 "shared": self.shared,
+                "gated": self.gated,
             },
         )
 
@@ -119,13 +123,14 @@ class BatchLLMTrigger(BaseTrigger):
     async def _watched(self, tell: Tell) -> Batch:
         """The batch once it ended, by the one request that waits for all batches of the connection."""
         watch = SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
-        return await ended_batch(watch.snapshots(self.batch_id), self.log, tell)
+        return await ended_batch(watch.snapshots(self.batch_id), self.log, tell, gated=self.gated)
 
     async def _looked_at(self, tell: Tell) -> Batch:
         """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
         poll_interval = timedelta(seconds=self.poll_interval)
         async with await self._client() as client:
-            return await ended_batch(Watch(client, self.batch_id, poll_interval).snapshots(), self.log, tell)
+            snapshots = Watch(client, self.batch_id, poll_interval).snapshots()
+            return await ended_batch(snapshots, self.log, tell, gated=self.gated)
 
     async def _client(self) -> AsyncBatchClient:
         """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
