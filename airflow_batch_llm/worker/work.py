@@ -53,6 +53,8 @@ class ChunkWork:
     """Tokens of the results since GPU time was last shared out."""
     gpu_seconds: float = 0.0
     """GPU time shared out and not yet in a part."""
+    begun: bool = False
+    """Whether the service knows that rows of it go to the engine."""
     failures: Counter[int] = field(default_factory=Counter)
     """How often a living engine failed to judge a row, by row number."""
     rows_lost: int = 0

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.service.duties import MOST_LOSSES
 from airflow_batch_llm.service.formats import FileFormat, decompressed
-from airflow_batch_llm.service.suspects import BARREN_CLAIMS
+from airflow_batch_llm.service.suspects import BARREN_ATTEMPTS
 from airflow_batch_llm.wire import Batch, Manifest
 from tests.chaos.answers import REFUSED, answer_to, tokens_of
 from tests.chaos.watch import ENDED, SeenBatch
@@ -149,7 +149,7 @@ def _may_be_given_up(world: World, batch: Batch) -> bool:
         "WHERE a.outcome = 'lease_lost' GROUP BY c.id, c.batch_id"
     )
     lost = [count for batch_id, count in world.watch.rows(query) if batch_id == batch.id]
-    return max(lost, default=0) >= BARREN_CLAIMS
+    return max(lost, default=0) >= BARREN_ATTEMPTS
 
 
 def row_faults(

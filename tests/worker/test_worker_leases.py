@@ -125,6 +125,7 @@ async def test_a_row_that_is_taken_back_before_it_was_sent_frees_its_slot(bench:
         work = ChunkWork(
             claim, AnswerCheck(), deque(RowLine(row, {"messages": []}) for row in range(2)), asyncio.get_running_loop()
         )
+        work.begun = True
         await runner._send_next(work)
         await runner._send_next(work)
         assert runner._window.locked()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from airflow_batch_llm.models import BatchStatus
-from airflow_batch_llm.service.suspects import BARREN_CLAIMS, ENGINE_DEATHS
+from airflow_batch_llm.service.suspects import BARREN_ATTEMPTS, ENGINE_DEATHS
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 from tests.worker.conftest import CHUNK_ROWS, Bench, soon
@@ -116,14 +116,14 @@ async def test_workers_that_end_without_a_word_blame_no_row_until_it_is_the_last
         await asyncio.to_thread(worker.link.commit, claim, [record])
     assert [(row.row, row.code) for row in condemned.condemned] == [(7, "worker_lost")]
     assert condemned.only == [7]
-    assert sum(chunk["attempt"] for chunk in bench.chunks(batch_id)) > 3 * BARREN_CLAIMS
+    assert sum(chunk["attempt"] for chunk in bench.chunks(batch_id)) > 3 * BARREN_ATTEMPTS
     assert bench.service.assemble()
     ended = bench.get(batch_id)
     assert ended.status == BatchStatus.COMPLETED
     assert (ended.request_counts.completed, ended.request_counts.failed) == (CHUNK_ROWS - 1, 1)
 
 
-@pytest.mark.parametrize("barren", [BARREN_CLAIMS - 1])
+@pytest.mark.parametrize("barren", [BARREN_ATTEMPTS - 1])
 async def test_leases_that_run_out_a_few_times_cut_nothing(bench: Bench, barren: int) -> None:
     batch_id = bench.submit(CHUNK_ROWS)
     worker = AnsweringWorker(bench.service, model=bench.engine.model, part_rows=100)
