@@ -25,7 +25,7 @@ from airflow_batch_llm.worker.gpu_time import GpuTime
 from airflow_batch_llm.worker.heartbeat import Heartbeat
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, engine_error
 from airflow_batch_llm.worker.service_link import ServiceLink
-from airflow_batch_llm.worker.work import ChunkWork
+from airflow_batch_llm.worker.work import ChunkWork, may_claim, may_send
 from airflow_batch_llm.worker_wire import Claim, Registered, Registration, RowLine, ServedModel
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Runner:
             self._hungry.clear()
             if not self.watch.up.is_set():
                 await self._pause(self.settings.claim_seconds)
-            elif any(work.todo or work.claim.alone for work in self._works.values()):
+            elif not may_claim(self._works.values()):
                 await self._hungry.wait()
             elif work := await self._claim():
                 self._works[work.claim.chunk_id, work.claim.attempt] = work
@@ -219,7 +219,7 @@ class Runner:
         self._heartbeat.keep(work)
         try:
             while not work.all_answered and not self._must_end(work):
-                if self._may_send(work):
+                if may_send(work, self._works.values()):
                     await self._send_next(work)
                 else:
                     self._hungry.set()
@@ -235,12 +235,6 @@ class Runner:
             self._hungry.set()
             for other in self._works.values():
                 other.changed.set()
-
-    def _may_send(self, work: ChunkWork) -> bool:
-        """A row that must be alone goes once no other chunk is here: nothing is claimed beside it either."""
-        if not work.claim.alone:
-            return bool(work.todo)
-        return bool(work.todo) and not work.in_flight and len(self._works) == 1
 
     def _must_end(self, work: ChunkWork) -> bool:
         return work.lost or work.stopping or work.engine_died or self._draining.is_set()

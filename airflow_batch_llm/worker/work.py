@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +34,19 @@ def lines_to_ask(claim: Claim, content: bytes) -> Iterator[RowLine]:
     for line in unpack(io.BytesIO(content), RowLine):
         if line.row not in skipped and (only is None or line.row in only):
             yield line
+
+
+def may_claim(works: Collection[ChunkWork]) -> bool:
+    """Whether a worker with these chunks has room for another: all rows are sent, and none of them must be alone."""
+    return not any(work.todo or work.claim.alone for work in works)
+
+
+def may_send(work: ChunkWork, works: Collection[ChunkWork]) -> bool:
+    """Whether a worker with these chunks may give its engine a row of one. A row that must be alone waits for the
+    others to end, so that nothing else is there that it could take along."""
+    if work.claim.alone and (work.in_flight or len(works) > 1):
+        return False
+    return bool(work.todo)
 
 
 @dataclass
