@@ -92,6 +92,13 @@ class EngineWatch:
             self._probe = asyncio.create_task(self._look())
         return await asyncio.shield(self._probe)
 
+    async def gone(self) -> bool:
+        """Whether a server that others ask too is gone: asked right before a row is alone with it.
+
+        The row of another worker may just have ended it, and this one must not be charged for finding it dead.
+        """
+        return self.process is None and await self.died()
+
     async def _look(self) -> bool:
         if await self._lives():
             return False

@@ -242,6 +242,8 @@ class Runner:
     async def _send_next(self, work: ChunkWork) -> None:
         await self._window.acquire()
         await self._delivery.begin(work, must_end=lambda: self._must_end(work) or not self.watch.up.is_set())
+        if work.begun and work.claim.alone and await self.watch.gone():
+            work.end_by_engine_death()
         if not self.watch.up.is_set():  # it died while the chunk was claimed, or a row saw it before the watch did
             work.end_by_engine_death()
         if self._must_end(work) or not work.todo:

@@ -208,7 +208,7 @@ def texts(world: World, count: int, name: str) -> list[str]:
     be deadly."""
     rng = world.rng
     found: list[str] = []
-    deadly = {rng.randrange(count) for _ in range(rng.choice([0, 0, 1, 2]))}
+    deadly = {rng.randrange(count) for _ in range(rng.choice([0, 0, 0, 1, 2]))}
     for number in range(count):
         kind = rng.random()
         if number in deadly:
