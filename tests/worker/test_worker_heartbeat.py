@@ -1,4 +1,4 @@
-"""A lease is kept though a call hangs: each has its own thread, and none waits for an answer as long as a lease lasts."""
+"""A lease is kept though a call hangs: each has a thread of its own, and no call that keeps one may take as long."""
 
 from __future__ import annotations
 
