@@ -37,6 +37,8 @@ class Registration(_Body):
     name: Annotated[str, Field(max_length=256)]
     version: Annotated[str, Field(max_length=64)]
     models: Annotated[list[ServedModel], Field(min_length=1)]
+    server: Annotated[str, Field(max_length=64)] | None = None
+    """Names the server that gets the rows where others may ask it too; null for an engine that is the worker's own."""
 
     @field_validator("models")
     @classmethod
@@ -108,6 +110,18 @@ class PartRecord(_Body):
     completion_tokens: int
     reasoning_tokens: int = 0
     gpu_seconds: float
+
+
+class BeginRequest(_Body):
+    attempt: int
+
+
+class Begun(_Body):
+    lease_seconds: float
+    stop: bool
+    """The batch is being cancelled: release."""
+    wait: bool
+    """Rows of another worker are at the same server, and one of them or of this chunk must be alone: ask again."""
 
 
 class ExtendRequest(_Body):

@@ -30,7 +30,10 @@ MOST_PARTS = 20
 
 
 class AnsweringWorker:
-    """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400."""
+    """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400.
+
+    One that never ``begins`` does not say so, as workers did not at first.
+    """
 
     def __init__(
         self,
@@ -43,8 +46,10 @@ class AnsweringWorker:
         failing: Container[int] = (),
         engine_identity: str | None = None,
         name: str = "w",
+        begins: bool = True,
     ) -> None:
         self.failing = failing
+        self.begins = begins
         self.asked: list[int] = []
         """The rows that were answered, in their order."""
         self.link = _link(service.url, service.token)
@@ -60,6 +65,8 @@ class AnsweringWorker:
         if claim is None:
             return None
         lines = list(lines_to_ask(claim, self.link.rows(claim)))
+        if lines and self.begins:
+            assert not self.link.begin(claim).wait
         random.Random(claim.chunk_id).shuffle(lines)
         return claim, lines
 

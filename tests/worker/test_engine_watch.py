@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -77,6 +78,28 @@ async def test_an_engine_that_lives_and_does_not_answer_is_dead(
         assert await watch.died()
         assert not watch.up.is_set()
     finally:
+        watch.stop()
+
+
+@pytest.mark.parametrize("ending", [True, False])
+async def test_an_engine_that_ends_is_started_again_unless_its_worker_ends_too(
+    tmp_path: Path, engine: Engine, *, ending: bool
+) -> None:
+    starts = tmp_path / "starts"
+    process = _process(tmp_path, f"open({str(starts)!r}, 'a').write('x')")
+    watch = EngineWatch(process)
+    await watch.start(engine)
+    await soon(lambda: process.exit_code() is not None)
+    deaths: list[int] = []
+    watch.ending = ending
+    running = asyncio.create_task(watch.run(lambda: deaths.append(1)))
+    try:
+        await soon(running.done if ending else lambda: len(starts.read_text()) > 1)
+        assert (starts.read_text() == "x") == ending
+        assert deaths
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
         watch.stop()
 
 
