@@ -345,6 +345,8 @@ class BatchDeleted(BaseModel):
 class ResultRow(BaseModel):
     """What became of one row: for a table its columns, for a request file its line of the output or error file."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     row: int
     """The row's number in the source, from 0."""
     status: RowStatus
