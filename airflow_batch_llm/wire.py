@@ -301,6 +301,8 @@ class Manifest(BaseModel):
 
     schema_version: Literal[1] = 1
     batch_id: str
+    team: str | None = None
+    """Whose it is: another team's batch under the same key is another one."""
     key: str | None = None
     series: str | None = None
     generation: int = 1
