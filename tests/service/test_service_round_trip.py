@@ -202,8 +202,7 @@ def test_rows_that_are_missing_or_doubled_never_make_a_target(service: RunningSe
     AnsweringWorker(service).work()
     plan_key = service.state.batches.get("default", batch.id)["plan_key"]
     parts = [
-        PartFile(part.storage_key, part.sha256, part.rows)
-        for part in service.state.chunks.parts_of_batch(batch.id)
+        PartFile(part.storage_key, part.sha256, part.rows) for part in service.state.chunks.parts_of_batch(batch.id)
     ]
     for wrong in (parts[1:], [*parts, parts[0]]):
         output = OutputColumns(pa.schema([(name, pa.string()) for name in OUTPUT_COLUMNS]))
