@@ -33,14 +33,17 @@ class Done:
 class CommandLine:
     """Runs the command in this process: a process of its own for each call would take most of the tests' time."""
 
-    def __init__(self, service: RunningService, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        self._service, self._patch, self._capture = service, patch, capture
+    def __init__(
+        self, home: Path, url: str, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
+    ) -> None:
+        self._home, self._url, self._folder = home, url, folder
+        self._patch, self._capture = patch, capture
 
     def __call__(self, *arguments: str, **environment: str) -> Done:
-        own = {HOME_VARIABLE: str(self._service.settings.home), URL_VARIABLE: self._service.url, "COLUMNS": "200"}
+        own = {HOME_VARIABLE: str(self._home), URL_VARIABLE: self._url, "COLUMNS": "200"}
         with self._patch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.delenv(TOKEN_VARIABLE, raising=False)
-            patch.chdir(self._service.data_root)
+            patch.chdir(self._folder)
             patch.setattr(sys, "argv", ["batch-llm", *arguments])
             for console in (common.out, common.err):
                 patch.setattr(console, "_width", None)  # else that of the moment in which it was made
@@ -54,7 +57,7 @@ class CommandLine:
 def batch_llm(
     service: RunningService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
-    return CommandLine(service, monkeypatch, capsys)
+    return CommandLine(service.settings.home, service.url, service.data_root, monkeypatch, capsys)
 
 
 @pytest.fixture

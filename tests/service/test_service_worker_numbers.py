@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
@@ -128,7 +128,9 @@ def test_any_number_of_a_worker_is_taken_or_refused_with_a_sentence(hostile: Hos
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.sampled_from([*COUNTS, *AMOUNTS, "gpu_seconds"]), ANYTHING)
+    @given(name=st.sampled_from([*COUNTS, *AMOUNTS, "gpu_seconds"]), said=ANYTHING)
+    @example(name="gpu_seconds", said="nan")
+    @example(name="prompt_tokens", said=LONG)
     def check(name: str, said: Any) -> None:
         answer = hostile.extend(**{name: said})
         assert answer.status_code in (200, 400, 409), answer.text  # 409: there is no part of such a number
