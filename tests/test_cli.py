@@ -148,13 +148,36 @@ def test_rows_are_counted_wherever_the_server_says_them(
     batch = _batch(request_counts=counts, progress=Progress(rows_duplicate=2, rows_reused=1))
     monkeypatch.setattr(BatchClient, "list", lambda _, **__: BatchList(data=[batch]))
     shown = batch_llm("list").stdout
-    assert "5/7" in shown
-    assert "│ 1      │ 3 " in shown
+    assert shown.split()[-7:] == ["batch_1", "in_progress", "5/7", "1", "1970-01-01", "00:00", "3"]
     ended = batch.model_copy(update={"status": BatchStatus.COMPLETED})
     monkeypatch.setattr(BatchClient, "get", lambda *_: ended)
     watched = batch_llm("watch", "batch_1").stderr
     assert "5/7" in watched
     assert "4 rows answered, 1 failed, 2 as equal rows of this batch, 1 as rows before" in " ".join(watched.split())
+
+
+@pytest.mark.parametrize("width", [None, 80, 60])
+@pytest.mark.parametrize("command", ["batches", "tokens"])
+def test_no_list_cuts_what_it_shows(
+    service: RunningService, batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch, command: str, width: int | None
+) -> None:
+    """A pipe (None) gets a line for each thing, however long; a terminal the ids in one piece, and the rest folded, as
+    far as it has room to fold anything."""
+    name = "batch_" + "0" * 32
+    batch = _batch(id=name, request_counts=RequestCounts(total=1_000_000), model="a-model/of-a-long-name")
+    monkeypatch.setattr(BatchClient, "list", lambda _, **__: BatchList(data=[batch]))
+    monkeypatch.setattr(common.out, "_force_terminal", width is not None)
+    if command == "tokens":
+        [record] = service.state.tokens.all()
+        name = record.id
+    shown = batch_llm(*(["list"] if command == "batches" else ["token", "list"]), COLUMNS=str(width or 80)).stdout
+    assert "…" not in shown
+    [line] = [line for line in shown.splitlines() if name in line]
+    if width == 80:
+        assert all(len(line) <= width for line in shown.splitlines())
+    else:
+        assert {"1970-01-01", "0/1,000,000"} <= set(line.split()) or {"admin", "worker", "first"} <= set(line.split())
+    assert width or command == "tokens" or batch.model in line.split()
 
 
 def _batch(**fields: Any) -> Batch:
