@@ -344,6 +344,8 @@ class Manifest(BaseModel):
 
     schema_version: Literal[1] = 1
     batch_id: str
+    team: str | None = None
+    """Whose it is: another team's batch under the same key is another one."""
     key: str | None = None
     series: str | None = None
     generation: int = 1
@@ -438,6 +440,8 @@ class BatchDeleted(BaseModel):
 
 class ResultRow(BaseModel):
     """What became of one row: for a table its columns, for a request file its line of the output or error file."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     row: int
     """The row's number in the source, from 0."""

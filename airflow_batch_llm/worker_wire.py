@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, BinaryIO, Final, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, Literal, Self, TypeVar
 
 import msgspec
 import zstandard
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 VERSION = 1
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""What is counted in ones: attempts, parts, rows of a chunk."""
+Amount = Annotated[int, Field(ge=0, le=2**40)]
+"""Tokens or bytes of one part. A batch adds up those of its parts in 64 bits: it would take millions of such parts to
+overflow them, and one part of a worker has some million tokens at most."""
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+"""Of an engine's work on one part. They are added up too, and the sum must stay a number that JSON has."""
+RowNumber = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""It becomes a piece of a storage key."""
 
 
 class _Body(BaseModel):
@@ -37,6 +48,8 @@ class Registration(_Body):
     name: Annotated[str, Field(max_length=256)]
     version: Annotated[str, Field(max_length=64)]
     models: Annotated[list[ServedModel], Field(min_length=1)]
+    server: Annotated[str, Field(max_length=64)] | None = None
+    """Names the server that gets the rows where others may ask it too; null for an engine that is the worker's own."""
 
     @field_validator("models")
     @classmethod
@@ -98,20 +111,38 @@ class Claim(_Body):
 class PartRecord(_Body):
     """One stored part: what was put at ``parts_url``, and what it counts."""
 
-    number: int
-    bytes: int
-    sha256: str
-    rows: int
-    rows_failed: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int = 0
-    gpu_seconds: float
+    number: Count
+    bytes: Amount
+    sha256: Sha256
+    rows: Count
+    rows_failed: Count
+    prompt_tokens: Amount
+    cached_tokens: Amount
+    completion_tokens: Amount
+    reasoning_tokens: Amount = 0
+    gpu_seconds: Seconds
+
+    @model_validator(mode="after")
+    def _failed_among_them(self) -> Self:
+        if self.rows_failed > self.rows:
+            raise ValueError(f"{self.rows_failed:,} of {self.rows:,} rows cannot have failed")
+        return self
+
+
+class BeginRequest(_Body):
+    attempt: int
+
+
+class Begun(_Body):
+    lease_seconds: float
+    stop: bool
+    """The batch is being cancelled: release."""
+    wait: bool
+    """Rows of another worker are at the same server, and one of them or of this chunk must be alone: ask again."""
 
 
 class ExtendRequest(_Body):
-    attempt: int
+    attempt: Count
     parts: list[PartRecord] = []
 
 
@@ -122,18 +153,18 @@ class Extended(_Body):
 
 
 class CommitRequest(_Body):
-    attempt: int
+    attempt: Count
     parts: list[PartRecord] = []
 
 
 class ReleaseRequest(_Body):
-    attempt: int
+    attempt: Count
     parts: list[PartRecord] = []
     outcome: Literal["drained", "stopped", "engine_died"]
     detail: str | None = None
-    rows_lost: int = 0
+    rows_lost: Count = 0
     """Rows that were with the engine and gave no result."""
-    in_flight: list[int] = []
+    in_flight: list[RowNumber] = []
     """Which ones those were, where the engine died."""
 
 

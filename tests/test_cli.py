@@ -33,14 +33,17 @@ class Done:
 class CommandLine:
     """Runs the command in this process: a process of its own for each call would take most of the tests' time."""
 
-    def __init__(self, service: RunningService, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        self._service, self._patch, self._capture = service, patch, capture
+    def __init__(
+        self, home: Path, url: str, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
+    ) -> None:
+        self._home, self._url, self._folder = home, url, folder
+        self._patch, self._capture = patch, capture
 
     def __call__(self, *arguments: str, **environment: str) -> Done:
-        own = {HOME_VARIABLE: str(self._service.settings.home), URL_VARIABLE: self._service.url, "COLUMNS": "200"}
+        own = {HOME_VARIABLE: str(self._home), URL_VARIABLE: self._url, "COLUMNS": "200"}
         with self._patch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.delenv(TOKEN_VARIABLE, raising=False)
-            patch.chdir(self._service.data_root)
+            patch.chdir(self._folder)
             patch.setattr(sys, "argv", ["batch-llm", *arguments])
             for console in (common.out, common.err):
                 patch.setattr(console, "_width", None)  # else that of the moment in which it was made
@@ -54,7 +57,7 @@ class CommandLine:
 def batch_llm(
     service: RunningService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> CommandLine:
-    return CommandLine(service, monkeypatch, capsys)
+    return CommandLine(service.settings.home, service.url, service.data_root, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -153,13 +156,36 @@ def test_rows_are_counted_wherever_the_server_says_them(
     batch = _batch(request_counts=counts, progress=Progress(rows_duplicate=2, rows_reused=1))
     monkeypatch.setattr(BatchClient, "list", lambda _, **__: BatchList(data=[batch]))
     shown = batch_llm("list").stdout
-    assert "5/7" in shown
-    assert "│ 1      │ 3 " in shown
+    assert shown.split()[-7:] == ["batch_1", "in_progress", "5/7", "1", "1970-01-01", "00:00", "3"]
     ended = batch.model_copy(update={"status": BatchStatus.COMPLETED})
     monkeypatch.setattr(BatchClient, "get", lambda *_: ended)
     watched = batch_llm("watch", "batch_1").stderr
     assert "5/7" in watched
     assert "4 rows answered, 1 failed, 2 as equal rows of this batch, 1 as rows before" in " ".join(watched.split())
+
+
+@pytest.mark.parametrize("width", [None, 80, 60])
+@pytest.mark.parametrize("command", ["batches", "tokens"])
+def test_no_list_cuts_what_it_shows(
+    service: RunningService, batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch, command: str, width: int | None
+) -> None:
+    """A pipe (None) gets a line for each thing, however long; a terminal the ids in one piece, and the rest folded, as
+    far as it has room to fold anything."""
+    name = "batch_" + "0" * 32
+    batch = _batch(id=name, request_counts=RequestCounts(total=1_000_000), model="a-model/of-a-long-name")
+    monkeypatch.setattr(BatchClient, "list", lambda _, **__: BatchList(data=[batch]))
+    monkeypatch.setattr(common.out, "_force_terminal", width is not None)
+    if command == "tokens":
+        [record] = service.state.tokens.all()
+        name = record.id
+    shown = batch_llm(*(["list"] if command == "batches" else ["token", "list"]), COLUMNS=str(width or 80)).stdout
+    assert "…" not in shown
+    [line] = [line for line in shown.splitlines() if name in line]
+    if width == 80:
+        assert all(len(line) <= width for line in shown.splitlines())
+    else:
+        assert {"1970-01-01", "0/1,000,000"} <= set(line.split()) or {"admin", "worker", "first"} <= set(line.split())
+    assert width or command == "tokens" or batch.model in line.split()
 
 
 def _batch(**fields: Any) -> Batch:

@@ -45,7 +45,7 @@ def test_the_list_shows_every_token_and_nothing_that_could_be_used(
     service: RunningService, batch_llm: CommandLine
 ) -> None:
     token = batch_llm("token", "create", "--name", "[b]x", "--scope", "worker", "--all-teams").stdout.strip()
-    shown = batch_llm("token", "list", COLUMNS="300").stdout
+    shown = batch_llm("token", "list", COLUMNS="80").stdout
     record = record_of(service, "[b]x")
     assert (token in shown, service.token in shown, token[-5:] in shown) == (False, False, False)
     for word in (record.id, "[b]x", "worker", token[-4:], "default (workers: all teams)", "first"):

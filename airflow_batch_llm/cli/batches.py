@@ -11,10 +11,12 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.cli.asked import Asked, absolute_or_none, batch_create
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, client_of, err, out
+from airflow_batch_llm.cli.tables import is_short_of_room, listing, show
 from airflow_batch_llm.client.batch_client import DEFAULT_URL, BatchClient
 from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed, rows_so_far, status_words
 from airflow_batch_llm.errors import BatchFailedError, NoAnswerError
@@ -145,23 +147,22 @@ def list_batches(
     url: Url = DEFAULT_URL,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """List the newest batches. Rows that are spared got the answer of an equal row, of that batch or an earlier one."""
+    """List the newest batches. Rows that are spared got the answer of an equal row, of that batch or an earlier one.
+
+    A terminal of less than 120 columns is not shown the spared rows and the model; `status` has them.
+    """
     with client_of(url, home) as client:
         page = client.list(limit=limit)
-    table = Table(Column("batch", no_wrap=True), "status", "model", "rows", "failed", "spared", "created (UTC)")
-    table.pad_edge = False
+    few = is_short_of_room()
+    columns = ("batch", "status", "rows", "failed", "created (UTC)")
+    table = listing(*columns, *(() if few else ("spared", "model")), whole=("status",))
     for batch in page.data:
         total, done, failed = rows_so_far(batch)
-        table.add_row(
-            batch.id,
-            status_words(batch),
-            batch.model,
-            f"{done:,}/{total:,}",
-            f"{failed:,}",
-            f"{batch.progress.rows_duplicate + batch.progress.rows_reused:,}",
-            f"{clock.from_unix(batch.created_at):%Y-%m-%d %H:%M:%S}",
-        )
-    out.print(table)
+        shown = [batch.id, status_words(batch), f"{done:,}/{total:,}", f"{failed:,}"]
+        shown.append(f"{clock.from_unix(batch.created_at):%Y-%m-%d %H:%M}")
+        more = [f"{batch.progress.rows_duplicate + batch.progress.rows_reused:,}", batch.model or ""]
+        table.add_row(*map(Text, shown if few else shown + more))
+    show(table)
 
 
 @app.command()

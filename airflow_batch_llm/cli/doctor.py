@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, app, err, explained, out, real
+from airflow_batch_llm.cli.common import DEFAULT_HOME, MOST_DAYS, Home, app, err, explained, finite, out, real
 from airflow_batch_llm.cli.database_url import DatabaseUrl
 from airflow_batch_llm.settings import ServiceSettings
 
@@ -25,7 +25,13 @@ def doctor(
         str | None, typer.Option(help="As the service was given it: s3://bucket/folder. [default: below --home]")
     ] = None,
     grace_days: Annotated[
-        float, typer.Option(min=0, help="What is younger may be about to get its record, and is not looked at.")
+        float,
+        typer.Option(
+            min=0,
+            max=MOST_DAYS,
+            callback=finite,
+            help="What is younger may be about to get its record, and is not looked at.",
+        ),
     ] = 1,
     fix: Annotated[
         bool, typer.Option("--fix", help="Remove objects that nothing needs. Changes nothing else.")

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, Url, app, err, explained, real, token_of
+from airflow_batch_llm.cli.common import (
+    DEFAULT_HOME,
+    MOST_DAYS,
+    Home,
+    Url,
+    app,
+    err,
+    explained,
+    finite,
+    http_addresses,
+    real,
+    token_of,
+)
 from airflow_batch_llm.cli.database_url import DatabaseUrl
 from airflow_batch_llm.client.batch_client import DEFAULT_URL
 from airflow_batch_llm.settings import (
@@ -49,6 +64,7 @@ VllmCommand = Annotated[
 EngineArguments = Annotated[str, typer.Option(help="More arguments for `vllm serve`, as one string.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Rows that the engine works on at once.")]
 Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this. [default: no limit]")]
+LONGEST_NAME: Final = 128
 
 
 @app.command()
@@ -57,7 +73,9 @@ def serve(
     data_root: DataRoot = None,
     team_root: TeamRoot = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 for any that is free.")
+    ] = DEFAULT_PORT,
     max_file_bytes: Most = None,
     max_file_rows: Most = None,
     max_embedding_inputs: Most = None,
@@ -75,17 +93,33 @@ def serve(
     ] = None,
     database_url: DatabaseUrl = None,
     reuse_days: Annotated[
-        int, typer.Option(min=0, help="How long a table's answers may be used for equal rows of later tables.")
+        int,
+        typer.Option(
+            min=0, max=MOST_DAYS, help="How long a table's answers may be used for equal rows of later tables."
+        ),
     ] = 30,
     gpu_hour_price: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of a worker's engine costs, for estimates.")
+        float | None,
+        typer.Option(min=0, max=1e9, callback=finite, help="What an hour of a worker's engine costs, for estimates."),
     ] = None,
     keep_days: Annotated[
-        float, typer.Option(min=0, help="How long what a batch stored is kept after its end, for results and retries.")
+        float,
+        typer.Option(
+            min=0,
+            max=MOST_DAYS,
+            callback=finite,
+            help="How long what a batch stored is kept after its end, for results and retries.",
+        ),
     ] = 30,
-    record_days: Annotated[float, typer.Option(min=0, help="How long the record of an ended batch is kept.")] = 365,
+    record_days: Annotated[
+        float,
+        typer.Option(min=0, max=MOST_DAYS, callback=finite, help="How long the record of an ended batch is kept."),
+    ] = 365,
     grace_days: Annotated[
-        float, typer.Option(min=0, help="How long nothing is cleaned away that may be in use still.")
+        float,
+        typer.Option(
+            min=0, max=MOST_DAYS, callback=finite, help="How long nothing is cleaned away that may be in use still."
+        ),
     ] = 1,
     scratch: Annotated[
         Path | None, typer.Option(help="Where temporary files go. [default: scratch below --home]")
@@ -102,7 +136,7 @@ def serve(
 
     log_to_stderr()
     settings = ServiceSettings(
-        home=real(home),
+        home=_folder(home, "--home"),
         **_roots(data_root),
         team_roots=_team_roots(team_root),
         storage_url=storage,
@@ -112,7 +146,7 @@ def serve(
         keep_seconds=round(keep_days * 86_400),
         record_seconds=round(record_days * 86_400),
         grace_seconds=round(grace_days * 86_400),
-        scratch=real(scratch) if scratch else None,
+        scratch=_folder(scratch, "--scratch") if scratch else None,
         host=host,
         port=port,
         limits=Limits(
@@ -141,7 +175,10 @@ def work(
     ] = None,
     served_model_name: ServedName = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="Use this OpenAI-compatible server instead of starting `vllm serve`.")
+        str | None,
+        typer.Option(
+            callback=http_addresses, help="Use this OpenAI-compatible server instead of starting `vllm serve`."
+        ),
     ] = None,
     vllm: VllmCommand = "vllm",
     engine_args: EngineArguments = "",
@@ -152,10 +189,9 @@ def work(
 
     log_to_stderr()
     engine = _engine(model, served_model_name, endpoint, vllm, engine_args, max_num_seqs)
-    name = name or f"{socket.gethostname()}-{os.getpid()}"
-    settings = WorkerSettings(
-        url=url, token=token_of(home), name=name, home=real(home) / "workers" / name, engine=engine
-    )
+    name = _folder_name(name or f"{socket.gethostname()}-{os.getpid()}")
+    token, folder = token_of(home), _folder(home / "workers" / name, "--home")
+    settings = WorkerSettings(url=url, token=token, name=name, home=folder, engine=engine)
     with explained():
         run(settings)
 
@@ -165,7 +201,7 @@ def up(
     model: ModelOption,
     home: Home = DEFAULT_HOME,
     data_root: DataRoot = None,
-    port: Annotated[int, typer.Option(help="The service's port on this machine.")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="The service's port on this machine.")] = DEFAULT_PORT,
     served_model_name: ServedName = None,
     vllm: VllmCommand = "vllm",
     engine_args: EngineArguments = "",
@@ -176,7 +212,7 @@ def up(
 
     log_to_stderr()
     embedded = Embedded(
-        service=ServiceSettings(home=real(home), **_roots(data_root), port=port),
+        service=ServiceSettings(home=_folder(home, "--home"), **_roots(data_root), port=port),
         engine=_engine(model, served_model_name, None, vllm, engine_args, max_num_seqs),
     )
     err.print(
@@ -191,16 +227,54 @@ def up(
 def _engine(
     model: str, served: str | None, endpoint: str | None, vllm: str, arguments: str, max_num_seqs: int
 ) -> EngineSettings:
-    import shlex
-
     return EngineSettings(
         model=model,
         served_model_name=served or model,
         endpoint=endpoint,
-        command=tuple(shlex.split(vllm)),
-        arguments=tuple(shlex.split(arguments)),
+        command=_words(vllm, "--vllm") if endpoint else _command(vllm),
+        arguments=_words(arguments, "--engine-args"),
         max_num_seqs=max_num_seqs,
     )
+
+
+def _command(text: str) -> tuple[str, ...]:
+    """The vllm command, which must be there: it is looked up before anything is started."""
+    words = _words(text, "--vllm")
+    if not words or shutil.which(words[0]) is None:
+        raise typer.BadParameter(
+            f"--vllm {text!r} is no command of this machine. It has to name vLLM's own: `vllm` where that is "
+            "installed in the same environment, or a path like engine/bin/vllm. Nothing was started."
+        )
+    return words
+
+
+def _words(text: str, option: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text!r} cannot be cut into words as a shell does: {error}.") from error
+
+
+def _folder_name(name: str) -> str:
+    """A worker's name, which is also that of its folder."""
+    if name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise typer.BadParameter(
+            f"--name {name[:80]!r} has to be a name for a folder: without / and of at most {LONGEST_NAME} bytes."
+        )
+    return name
+
+
+def _folder(path: Path, option: str) -> Path:
+    """A folder that can be written, made if it is not there."""
+    path = real(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"The folder {path} of {option} cannot be made or written: {error.strerror}. Nothing was started."
+        ) from error
+    return path
 
 
 def _roots(given: list[str] | None) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.cli.common import DEFAULT_HOME, Home, app, err, explained, out, real
 from airflow_batch_llm.cli.database_url import DatabaseUrl
+from airflow_batch_llm.cli.tables import listing, show
 from airflow_batch_llm.models import DEFAULT_TEAM, Scope
 from airflow_batch_llm.settings import ServiceSettings
 
@@ -54,11 +54,11 @@ def list_tokens(home: Home = DEFAULT_HOME, database_url: DatabaseUrl = None) -> 
     """Show all tokens, without what could be used of them."""
     with _store(home, database_url) as held:
         found = held.all()
-    table = Table("id", "team", "name", "scopes", "ends in", "created", "revoked")
+    table = listing("id", "team", "name", "scopes", "ends in", "created", "revoked", whole=("ends in",))
     for record in found:
         shown = (record.id, _whose(record), record.name, _allows(record), record.last_four)
         table.add_row(*map(Text, (*shown, _day(record.created_at), _day(record.revoked_at))))
-    out.print(table)
+    show(table)
 
 
 @tokens.command()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from airflow_batch_llm.client.answers import checked, parsed, translated
 from airflow_batch_llm.client.replicas import REPEATABLE, base_urls, sync_transport
+from airflow_batch_llm.errors import UnauthorizedError
 from airflow_batch_llm.models import PauseReason
 from airflow_batch_llm.wire import (
     Batch,
@@ -220,7 +221,16 @@ def cancel_body(holder: str | None) -> dict[str, str] | None:
 
 
 def headers(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    """What every call carries. Raises :class:`UnauthorizedError` for a token that no header can."""
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable()):
+        raise UnauthorizedError(
+            "The token has characters that no token has: it is letters, digits and signs of ASCII, on one line. "
+            "Nothing was sent. Was it copied whole, and nothing beside it?",
+            code="invalid_api_key",
+        )
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

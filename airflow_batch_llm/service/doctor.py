@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
 
+from pydantic import ValidationError
+
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.cleaner import foreign_mark, mark_of
@@ -150,7 +152,10 @@ class Doctor:
         check = Check("waiting_batches", "no batch waits for something that does not come by itself")
         served = cache(Workers(self.database).served)
         for batch in self.health.living():
-            waiting_for = to_wire(batch, rate=None, served=served(batch["team"])).progress.waiting_for
+            try:
+                waiting_for = to_wire(batch, rate=None, served=served(batch["team"])).progress.waiting_for
+            except (ArithmeticError, TypeError, ValueError) as error:  # Pydantic's, and those of numbers that are none
+                waiting_for = f"Its record cannot be shown to anybody, and it has to be deleted: {_first_said(error)}."
             if waiting_for:
                 check.add(batch["id"], waiting_for, status=batch["status"])
         return check
@@ -213,6 +218,14 @@ def _removed(orphans: Check) -> None:
     if orphans.wrong:
         orphans.note += ", removed"
     orphans.wrong = 0
+
+
+def _first_said(error: Exception) -> str:
+    """What is wrong with a record, without the value, which may be a text of its team's."""
+    if not isinstance(error, ValidationError):
+        return type(error).__name__
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _orphan_said(orphan: Orphan) -> str:

@@ -16,6 +16,9 @@ MOST_LEVELS: Final = 64
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 """U+0000, which Postgres cannot store, and halves of surrogate pairs, which are no text in UTF-8."""
 
+_TEXTS: Final = "dataset.constants."
+"""Where a number becomes a text of the prompt. All others reach the store or an engine, which know 64 bits."""
+
 
 async def only_plain_values(request: Request) -> None:
     """A dependency of the whole application that looks through the path, the query and a JSON body.
@@ -46,7 +49,7 @@ def _check_body(body: Any) -> None:
             left += [(inner, f"{place}.{number}".lstrip("."), level + 1) for number, inner in enumerate(value)]
         else:
             _check(value, place or "body")
-            if isinstance(value, int) and not place.startswith("dataset."):  # a table's spec is stored as JSON
+            if isinstance(value, int) and not place.startswith(_TEXTS):
                 _check_range(value, place or "body")
 
 

@@ -12,12 +12,12 @@ from itertools import islice
 from typing import Any, Final
 
 from airflow_batch_llm import clock
-from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
+from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.committed_results import committed_results
 from airflow_batch_llm.service.file_results import file_results
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import target_results
+from airflow_batch_llm.service.target_results import target_results, wrong_cursor
 from airflow_batch_llm.wire import ResultPage, ResultRow
 
 PlacedRow = tuple[str, ResultRow]
@@ -58,7 +58,7 @@ def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> 
         if there and kind in (None, name):
             return read()
     if kind is not None:
-        raise _wrong(after)
+        raise wrong_cursor(after)
     return iter(())
 
 
@@ -80,17 +80,9 @@ def _parsed(after: str | None) -> tuple[str | None, int, int]:
         return None, 0, 0
     match = _CURSOR.fullmatch(after)
     if match is None:
-        raise _wrong(after)
+        raise wrong_cursor(after)
     return match[1], int(match[2]), int(match[3] or 0)
 
 
 def _has_files(record: Mapping[str, Any]) -> bool:
     return record["output_file_id"] is not None or record["error_file_id"] is not None
-
-
-def _wrong(after: str | None) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{after!r} is no cursor of this batch's results. Give the `last_id` of an earlier page, or nothing to begin.",
-        code="invalid_cursor",
-        param="after",
-    )

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import FilePurpose
 from airflow_batch_llm.service.formats import ENDINGS, FileFormat
+from airflow_batch_llm.service.path_pattern import PathPattern
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.storage.local_tree import OutsideError
@@ -22,6 +23,12 @@ from airflow_batch_llm.store.files import FILE_ID, StoredFile
 PARAM: Final = "dataset.source"
 MOST_FILES: Final = 100_000
 """A list of them is held in memory and repeated in the manifest."""
+MOST_PLACES: Final = 10_000
+"""A look at each takes some tenths of a millisecond on a disk, and S3's answer in a bucket."""
+MOST_CHARACTERS: Final = 4_096
+"""Of one place. Linux takes no longer path, and S3 no longer key."""
+MOST_NAMES: Final = 1_000_000
+"""That patterns are held against: what is looked through for them takes a submit's time, found or not."""
 
 UPLOADED: Final = FILE_ID
 _PARTITION: Final = re.compile(r"([^=/]+)=([^/]*)")
@@ -73,18 +80,21 @@ class SourceFinder:
     def find(self, source: str | Sequence[str]) -> list[SourceFile]:
         """The files in the order of the places, those below one place by name. Raises :class:`InvalidRequestError`."""
         places = [source] if isinstance(source, str) else list(source)
+        _check_places(places)
+        look = _Look()
+        found: dict[str, SourceFile] = {}
         try:
-            found = [file for place in places for file in self._files_at(place)]
+            for file in (file for place in places for file in self._files_at(place, look)):
+                if file.uri in found:
+                    raise _refused("file_twice", f"The source names {file.uri} twice.")
+                if len(found) == MOST_FILES:
+                    raise _refused("too_many_files", f"The source has more files than the {MOST_FILES:,} that go.")
+                found[file.uri] = file
         except OutsideError as error:
             raise _refused("place_not_allowed", str(error)) from error
-        if len(found) > MOST_FILES:
-            raise _refused("too_many_files", f"The source has {len(found):,} files, and at most {MOST_FILES:,} go.")
-        twice = _twice([file.uri for file in found])
-        if twice:
-            raise _refused("file_twice", f"The source names {twice} twice.")
-        return found
+        return list(found.values())
 
-    def _files_at(self, place: str) -> Iterator[SourceFile]:
+    def _files_at(self, place: str, look: _Look) -> Iterator[SourceFile]:
         if UPLOADED.fullmatch(place):
             yield self._uploaded_file(place)
             return
@@ -94,29 +104,22 @@ class SourceFinder:
         if entry is not None:
             yield SourceFile(entry, PurePosixPath(uri).name, _format(uri), tree, _partitions(PurePosixPath(uri).parent))
         elif "*" in uri or "?" in uri:
-            yield from self._matching(uri)
+            pattern = PathPattern(uri)
+            yield from self._below(pattern.base, look.by(uri, pattern))
         elif tree.is_folder(uri):
             yield from self._below(uri.rstrip("/"), None)
         else:
             raise _refused("source_not_found", f"Source {uri} does not exist.")
 
-    def _matching(self, pattern: str) -> Iterator[SourceFile]:
-        fixed = pattern[: re.search(r"[*?]", pattern).start()]  # type: ignore[union-attr]  # the caller saw one
-        base = fixed.rpartition("/")[0]
-        yield from self._below(base, pattern)
-
-    def _below(self, base: str, pattern: str | None) -> Iterator[SourceFile]:
-        matches = re.compile(_regex(pattern)) if pattern else None
+    def _below(self, base: str, wanted: _Wanted | None) -> Iterator[SourceFile]:
         count = 0
-        for entry in self.places.tree(base).list(base):
+        for entry in self.places.tree(base).list(base, wanted):
             named = entry.uri
-            if matches and not matches.fullmatch(named):
-                continue
             form = FileFormat.of_name(named)
             if form is None:
                 raise _refused(
                     "format_not_supported",
-                    f"{named}, which the source {pattern or base} takes in, does not end in {ENDINGS}. "
+                    f"{named}, which the source {wanted or base} takes in, does not end in {ENDINGS}. "
                     "Name a pattern such as *.parquet to leave it out; names that begin with . or _ are left out.",
                 )
             self.places.resolve(named, param=PARAM)  # a symbolic link may lead out of the data root
@@ -124,7 +127,7 @@ class SourceFinder:
             yield SourceFile(entry, relative, form, self.places.tree(base), _partitions(PurePosixPath(named).parent))
             count += 1
         if count == 0:
-            what = f"matches no file: {pattern}" if pattern else f"{base} holds no file that is a table"
+            what = f"matches no file: {wanted}" if wanted else f"{base} holds no file that is a table"
             raise _refused("source_not_found", f"Source {what}.")
 
     def _uploaded_file(self, file_id: str) -> SourceFile:
@@ -141,6 +144,45 @@ class SourceFinder:
             )
         entry = Entry(uri=file_id, size=stored.bytes, version=stored.sha256)
         return SourceFile(entry, file_id, form, _Uploads(self.storage, stored.storage_key))
+
+
+@dataclass
+class _Look:
+    """How many names were held against the patterns of one source."""
+
+    names: int = 0
+
+    def by(self, shown: str, pattern: PathPattern) -> _Wanted:
+        return _Wanted(shown, pattern, self)
+
+    def count(self) -> None:
+        self.names += 1
+        if self.names > MOST_NAMES:
+            raise _refused(
+                "too_many_files",
+                f"There are more than {MOST_NAMES:,} files and folders where the patterns of the source begin. "
+                "Begin them further down.",
+            )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a pattern wants of a tree."""
+
+    shown: str
+    pattern: PathPattern
+    look: _Look
+
+    def file(self, uri: str) -> bool:
+        self.look.count()
+        return self.pattern.matches(uri)
+
+    def folder(self, uri: str) -> bool:
+        self.look.count()
+        return self.pattern.leads_below(uri)
+
+    def __str__(self) -> str:
+        return self.shown
 
 
 @dataclass(frozen=True)
@@ -169,16 +211,15 @@ def _partitions(folder: PurePosixPath) -> dict[str, str | None]:
     return found
 
 
-def _regex(pattern: str) -> str:
-    """A shell-like pattern over whole paths: ``*`` and ``?`` stay within a folder, ``**/`` crosses any number."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    means = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(means.get(part, re.escape(part)) for part in parts)
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+def _check_places(places: Sequence[str]) -> None:
+    if len(places) > MOST_PLACES:
+        raise _refused("too_many_places", f"The source names {len(places):,} places, and at most {MOST_PLACES:,} go.")
+    longest = max(places, key=len)
+    if len(longest) > MOST_CHARACTERS:
+        raise _refused(
+            "place_not_supported",
+            f"The source {longest[:200]!r}… is {len(longest):,} characters long, and at most {MOST_CHARACTERS:,} go.",
+        )
 
 
 def _refused(code: str, message: str, **more: Any) -> InvalidRequestError:

@@ -96,6 +96,12 @@ class ServiceState:
                 "have the service draw one.",
                 code="token_too_short",
             )
+        if not (token.isascii() and token.isprintable()):
+            raise InvalidRequestError(
+                f"The token in {TOKEN_VARIABLE} has characters that no HTTP header can carry, so no client could use "
+                "it. No token was made. Leave the variable out to have the service draw one.",
+                code="token_not_ascii",
+            )
         path = self.settings.token_path
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:

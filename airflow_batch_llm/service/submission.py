@@ -28,7 +28,7 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
     if not state.settings.extensions:
         _check_plain(create)
     _check_deadline(create)
-    if create.key is None or not state.batches.page(team, after=None, limit=1, key=create.key):
+    if create.key is None or state.batches.opens(team, create.key):
         _check_rate(state, team)
     if create.dataset is not None and create.input_file_id is None:
         new = _of_dataset(state, team, create)

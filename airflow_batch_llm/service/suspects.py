@@ -2,9 +2,9 @@
 
 When an engine dies, the rows that were with it are suspects. They get a chunk of their own, and a worker that claims
 that gives them to its engine one at a time, with nothing else. A row that the engine dies of then, alone, and again
-alone, is an error from then on. A lease that ran out blames nobody: its worker may just have lost its machine. Only a
-chunk that was claimed again and again without any result is cut, until one row is left of it; and that is an error only
-once its workers have ended as often with nothing but it.
+alone, is an error from then on. A lease that ran out blames nobody: its worker may just have lost its machine, or may
+never have had a row. Only a chunk that was begun again and again without any result is cut, until one row is left of
+it; and that is an error only once its workers have ended as often with nothing but it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from airflow_batch_llm.worker_wire import CondemnedRow, ResultLine, RowLine, unp
 
 ENGINE_DEATHS: Final = 2
 """How often an engine must die of a row that it has alone. One more died before, with the row in company."""
-BARREN_CLAIMS: Final = 5
-"""How often a chunk may be claimed without a result of any of its rows before it is cut."""
+BARREN_ATTEMPTS: Final = 5
+"""How often in a row workers may begin a chunk and be lost, without a result of any of its rows, before it is cut."""
 _PIECES: Final = 8
 """Into how many: from 2,000 rows to one in four steps."""
 
@@ -41,7 +41,7 @@ def cut_where_needed(
     lease = ChunkLease(chunk["id"], chunk["attempt"])
     if chunk["suspects"] is not None:
         chunk = state.chunks.split(lease, _apart(chunk, _undone(state, chunk, done)))
-    elif chunk["barren"] > BARREN_CLAIMS and (undone := _undone(state, chunk, done)):
+    elif chunk["barren"] >= BARREN_ATTEMPTS and (undone := _undone(state, chunk, done)):
         if len(undone) == 1 and chunk["alone"]:
             return chunk, [_given_up(undone[0])]
         chunk = state.chunks.split(lease, _smaller(undone, alone=chunk["alone"]))
@@ -76,7 +76,9 @@ def _condemned(chunk: Mapping[str, Any], done: Sequence[int]) -> list[CondemnedR
 
 
 def _given_up(row: int) -> CondemnedRow:
-    message = f"{BARREN_CLAIMS} workers in a row that had this row alone ended without a word. It was not asked again."
+    message = (
+        f"{BARREN_ATTEMPTS} workers in a row that had this row alone ended without a word. It was not asked again."
+    )
     return CondemnedRow(row=row, code="worker_lost", message=message)
 
 

@@ -275,6 +275,7 @@ def _manifest(
 ) -> Manifest:
     return Manifest(
         batch_id=batch["id"],
+        team=batch["team"],
         key=batch["key"],
         series=batch["series"],
         generation=batch["generation"],

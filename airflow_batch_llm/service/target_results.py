@@ -5,32 +5,60 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import msgspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.errors import NotFoundError
-from airflow_batch_llm.service.formats import FileFormat, decompressed
+from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
+from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.service.formats import DamagedError, FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.service.targets import read_manifest
+from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
+from airflow_batch_llm.storage.local_tree import OutsideError
 from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
 
+_SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
+"""The formats whose rows begin at a place in bytes."""
+_STATUSES: Final = frozenset(RowStatus)
+_NOT_OURS: Final = (
+    *(ValueError, TypeError, RecursionError, csv.Error, msgspec.MsgspecError, pa.ArrowException, DamagedError),
+    *(ChangedError, FileNotFoundError, OutsideError),
+)
+"""What reading raises where a file is not as its batch wrote it."""
 _Rows = Iterator[tuple[dict[str, Any], int]]
 """Rows, each with the place in bytes where the next one begins, as far as that can be gone to."""
+
+
+class _UnreadableError(Exception):
+    """A file is not what its batch wrote; or, ``at_cursor``, no row begins where the caller says."""
+
+    def __init__(self, *, at_cursor: bool = False) -> None:
+        super().__init__()
+        self.at_cursor = at_cursor
 
 
 def target_results(places: Places, record: Any, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
     """The target's rows from number ``first`` on, each with a cursor; ``offset`` is where that row's bytes begin.
 
-    Raises :class:`NotFoundError` where the target is gone or belongs to another batch by now.
+    Raises :class:`NotFoundError` where the target is gone, was edited or belongs to another batch by now, and
+    :class:`InvalidRequestError` where no row begins there. Neither repeats anything of what was read.
     """
     manifest = Manifest.model_validate(record)
     _check_standing(places, manifest)
     return _rows(places, manifest, first, offset)
+
+
+def wrong_cursor(after: str | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{after!r} is no cursor of this batch's results. Give the `last_id` of an earlier page, or nothing to begin.",
+        code="invalid_cursor",
+        param="after",
+    )
 
 
 def _rows(places: Places, manifest: Manifest, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
@@ -38,8 +66,11 @@ def _rows(places: Places, manifest: Manifest, first: int, offset: int) -> Iterat
     for file in manifest.files:
         ends = begins + file.rows
         if first < ends:
-            for row, (columns, end) in enumerate(_file_rows(places, file, first - begins, offset), start=first):
-                yield f"line-{row + 1}.{end if row + 1 < ends else 0}", _shown(row, columns)
+            try:
+                for row, (columns, end) in enumerate(_file_rows(places, file, first - begins, offset), start=first):
+                    yield f"line-{row + 1}.{end if row + 1 < ends else 0}", _shown(row, columns)
+            except _UnreadableError as error:
+                raise (wrong_cursor(f"line-{first}.{offset}") if error.at_cursor else _gone(manifest)) from error
             first, offset = ends, 0
         begins = ends
 
@@ -53,29 +84,63 @@ def _check_standing(places: Places, manifest: Manifest) -> None:
     tree = places.tree(uri)
     standing = read_manifest(tree, manifest.uri)
     if standing is None or standing.batch_id != manifest.batch_id or tree.stat(uri) is None:
-        raise NotFoundError(
-            f"Target {manifest.folder or uri} of batch {manifest.batch_id} was removed or replaced since.",
-            code="target_gone",
-        )
+        raise _gone(manifest)
+
+
+def _gone(manifest: Manifest) -> NotFoundError:
+    return NotFoundError(
+        f"Target {manifest.folder or manifest.files[0].uri} of batch {manifest.batch_id} was removed or replaced "
+        "since, or changed by another hand.",
+        code="target_gone",
+    )
 
 
 def _file_rows(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
-    """The rows of one file from its row ``first`` on, which begins at ``offset`` where that is not 0."""
+    """The rows of one file from its row ``first`` on, which begins at ``offset`` where that is not 0; all of them."""
+    left = file.rows - first
+    seeks = offset > 0 and FileFormat.of_name(file.uri) in _SEEKABLE
+    try:
+        for columns, end in islice(_read(places, file, first, offset if seeks else 0), left):
+            if columns.get("llm_status") not in _STATUSES:
+                raise _UnreadableError(at_cursor=seeks)
+            left -= 1
+            yield columns, end
+    except _NOT_OURS as error:
+        raise _UnreadableError(at_cursor=seeks) from error
+    except OSError as error:
+        if error.errno is not None or isinstance(error, (StorageTroubleError, PermissionError)):
+            raise
+        raise _UnreadableError(at_cursor=seeks) from error  # so pyarrow says that a file is no Parquet
+    if left:
+        raise _UnreadableError(at_cursor=seeks)
+
+
+def _read(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
     tree = places.tree(file.uri)
     entry = tree.stat(file.uri)
     form = FileFormat.of_name(file.uri)
-    if entry is None or form is None:
-        raise NotFoundError(f"{file.uri} was removed since.", code="target_gone")
+    if entry is None or form is None or entry.size != file.bytes:
+        raise _UnreadableError
     with tree.open(entry) as stream:
         if form.kind == "parquet":
             yield from _parquet_rows(stream, first)
             return
-        seekable = form.compression == "none"
+        if offset:
+            _check_begins(stream, offset, entry.size)
         with decompressed(stream, form.compression) as inner:
-            read = _json_lines if form.kind == "jsonl" else _csv_records
-            rows = read(inner, offset if seekable else 0)
-            for columns, end in rows if offset and seekable else islice(rows, first, None):
-                yield columns, end if seekable else 0
+            rows = (_json_lines if form.kind == "jsonl" else _csv_records)(inner, offset)
+            for columns, end in rows if offset else islice(rows, first, None):
+                yield columns, end if form in _SEEKABLE else 0
+
+
+def _check_begins(stream: BinaryIO, offset: int, size: int) -> None:
+    """A row begins behind the end of another one, or of a line of names."""
+    if offset < size:
+        stream.seek(offset - 1)
+        if stream.read(1) == b"\n":
+            stream.seek(0)
+            return
+    raise _UnreadableError(at_cursor=True)
 
 
 def _json_lines(stream: BinaryIO, offset: int) -> _Rows:
@@ -83,12 +148,12 @@ def _json_lines(stream: BinaryIO, offset: int) -> _Rows:
         stream.seek(offset)
     for line in _lines(stream):
         offset += len(line)
-        yield msgspec.json.decode(line), offset
+        yield msgspec.json.decode(line, type=dict[str, Any]), offset
 
 
 def _csv_records(stream: BinaryIO, offset: int) -> _Rows:
     lines = _CountedLines(_lines(stream))
-    names = next(csv.reader(lines))
+    names = next(csv.reader(lines), [])
     if offset:
         stream.seek(offset)
         lines = _CountedLines(_lines(stream), offset)

@@ -53,8 +53,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a target may be: that of a batch with this key and series, and with those before it."""
+    """Whose a target may be: that of a batch with this key and series, and with those before it, of one team."""
 
+    team: str
     names: frozenset[str]
     noted: Callable[[], Mapping[str, Collection[str]]]
     """The batches under these names, and the SHA-256 of what each was about to publish first."""
@@ -62,10 +63,16 @@ class Owner:
     @classmethod
     def of(cls, team: str, key: str | None, series: str | None, notes: TargetNotes) -> Self:
         names = frozenset(name for name in (key, series) if name is not None)
-        return cls(names, partial(notes.of, team, names))
+        return cls(team, names, partial(notes.of, team, names))
 
     def named_by(self, manifest: Manifest | None) -> bool:
-        return manifest is not None and bool({manifest.key, manifest.series} & self.names)
+        """Whether a manifest is theirs: it says so, whether the store still knows its batch or not.
+
+        Of one that names no team, for it is older than that, the store alone can tell.
+        """
+        if manifest is None or not {manifest.key, manifest.series} & self.names:
+            return False
+        return manifest.batch_id in self.noted() if manifest.team is None else manifest.team == self.team
 
     def has_file(self, tree: Tree, file: Entry) -> bool:
         """Whether a single target is theirs that may not have its manifest yet."""

@@ -19,6 +19,8 @@ from airflow_batch_llm.service.suspects import cut_where_needed, done_rows
 from airflow_batch_llm.store.chunks import ChunkLease, StoredPart, part_key
 from airflow_batch_llm.wire import DatasetSpec
 from airflow_batch_llm.worker_wire import (
+    BeginRequest,
+    Begun,
     Claim,
     ClaimRequest,
     CommitRequest,
@@ -114,6 +116,18 @@ def put_part(
     """Stores a part's bytes. They count once an extend, commit or release names them."""
     chunk = state.chunks.get(lease)
     state.storage.put(part_key(chunk, lease.attempt, part, hashlib.sha256(content).hexdigest()), content)
+
+
+@router.post("/chunks/{chunk_id}/begin", responses=problems(400, 409))
+def begin(state: State, pool: WorkerPool, chunk_id: int, request: BeginRequest) -> Begun:
+    """A worker is about to give its engine the first row of a chunk; only from then on can its end blame one.
+
+    A worker that never says so loses chunks without a consequence: they are not cut, and no row of them is given up.
+    """
+    lease = attempt_of_pool(state, pool, chunk_id, request.attempt)
+    seconds = state.settings.lease_seconds
+    begun = state.chunks.begin(lease, lease_seconds=seconds)
+    return Begun(lease_seconds=seconds, stop=begun.stop, wait=begun.wait)
 
 
 @router.post("/chunks/{chunk_id}/extend", responses=problems(400, 409))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from airflow_batch_llm.storage.base import ChangedError
-from airflow_batch_llm.storage.tree import Entry
+from airflow_batch_llm.storage.tree import Entry, Wanted
 
 
 class OutsideError(PermissionError):
@@ -43,9 +43,9 @@ class LocalTree:
         found = _status(self._path(uri))
         return found is not None and stat.S_ISDIR(found.st_mode)
 
-    def list(self, uri: str) -> Iterator[Entry]:
+    def list(self, uri: str, wanted: Wanted | None = None) -> Iterator[Entry]:
         if self.is_folder(uri):
-            yield from self._below(self._path(uri), above=())
+            yield from self._below(self._path(uri), wanted, above=())
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[BinaryIO]:
@@ -100,7 +100,7 @@ class LocalTree:
             allowed = ", ".join(str(root) for root in self._roots)
             raise OutsideError(f"{uri} lies outside of {allowed}, or leads out of it by a link. It was not touched.")
 
-    def _below(self, folder: Path, *, above: tuple[str, ...]) -> Iterator[Entry]:
+    def _below(self, folder: Path, wanted: Wanted | None, *, above: tuple[str, ...]) -> Iterator[Entry]:
         """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
         real = os.path.realpath(self._path(str(folder)))
         if real in above:
@@ -108,7 +108,10 @@ class LocalTree:
         for name in _names(folder):
             path = folder / name.removesuffix("/")
             if name.endswith("/"):
-                yield from self._below(path, above=(*above, real))
+                if wanted is None or wanted.folder(str(path)):
+                    yield from self._below(path, wanted, above=(*above, real))
+            elif wanted is not None and not wanted.file(str(path)):
+                continue
             elif (entry := self.stat(str(path))) is not None:
                 yield entry
             elif path.is_symlink():

@@ -15,7 +15,7 @@ from airflow_batch_llm.storage.s3_client import client, status_of, translated
 from airflow_batch_llm.storage.s3_keys import has_any, pages
 from airflow_batch_llm.storage.s3_stream import S3Stream
 from airflow_batch_llm.storage.s3_upload import upload_over
-from airflow_batch_llm.storage.tree import Entry
+from airflow_batch_llm.storage.tree import Entry, Wanted
 
 _SCHEME: Final = "s3://"
 
@@ -31,13 +31,16 @@ class S3Tree:
     def is_folder(self, uri: str) -> bool:
         return has_any(*_folder(uri))
 
-    def list(self, uri: str) -> Iterator[Entry]:
+    def list(self, uri: str, wanted: Wanted | None = None) -> Iterator[Entry]:
         bucket, prefix = _folder(uri)
         for page in pages(bucket, prefix):
             for found in page:
                 key, size = found["Key"], found["Size"]
-                if not _is_hidden(key.removeprefix(prefix)) and not (key.endswith("/") and size == 0):
-                    yield _entry(bucket, key, size, found["ETag"])
+                if _is_hidden(key.removeprefix(prefix)) or (key.endswith("/") and size == 0):
+                    continue
+                entry = _entry(bucket, key, size, found["ETag"])
+                if wanted is None or wanted.file(entry.uri):
+                    yield entry
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[BinaryIO]:

@@ -22,6 +22,16 @@ class Entry:
     version: str
 
 
+class Wanted(Protocol):
+    """What is wanted of the files below a folder. Nothing else is looked at."""
+
+    def file(self, uri: str) -> bool:
+        """Whether the file at ``uri`` is."""
+
+    def folder(self, uri: str) -> bool:
+        """Whether a file below this folder may be."""
+
+
 class Tree(Protocol):
     """Files by URI. "Cannot be read" is never "is not there": trouble raises an :class:`OSError` of ``base.py``."""
 
@@ -31,8 +41,8 @@ class Tree(Protocol):
     def is_folder(self, uri: str) -> bool:
         """Whether a folder is at ``uri``: on S3, whether any key begins with it and a ``/``."""
 
-    def list(self, uri: str) -> Iterator[Entry]:
-        """All files below a folder, however deep, in the order of their URIs' characters.
+    def list(self, uri: str, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """All files below a folder (or those that are wanted), however deep, in the order of their URIs' characters.
 
         What begins with ``.`` or ``_`` is left out, with all that is below it: writers keep there what is not data
         (``_SUCCESS``, ``_temporary``). A folder that is not there has no files; :meth:`is_folder` tells.

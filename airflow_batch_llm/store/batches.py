@@ -221,6 +221,11 @@ class Batches:
             results = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id is not None]
             connection.execute(update(files).where(files.c.id.in_(results), files.c.deleted_at.is_(None)).values(gone))
 
+    def opens(self, team: str, key: str) -> bool:
+        """Whether a submit under ``key`` would store a batch, for none that lives or completed is there to be found."""
+        last = self.page(team, after=None, limit=1, key=key)
+        return not last or last[0]["status"] in _SUPERSEDED_BY_NEW_GENERATION
+
     def created_within(self, team: str, seconds: float) -> int:
         """How many batches the team submitted in the last ``seconds``."""
         query = select(func.count()).where(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.models import BatchStatus, ChunkState
+from airflow_batch_llm.store.beginnings import must_wait, note_beginning, server_of
 from airflow_batch_llm.store.claimable import ClaimableChunks
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.life import settle
@@ -28,6 +29,15 @@ class ChunkLease:
 
     chunk_id: int
     attempt: int
+
+
+class Begun(NamedTuple):
+    """What a worker is told that wants to give its engine the first row of a chunk."""
+
+    stop: bool
+    """The batch is ending."""
+    wait: bool
+    """Another worker's rows are at the same server: not yet. Nothing was noted but that the lease is prolonged."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,6 @@ class Chunks:
                 .values(
                     state=ChunkState.LEASED,
                     attempt=chunks.c.attempt + 1,
-                    barren=chunks.c.barren + 1,
                     worker_id=worker_id,
                     lease_until=now + lease_seconds,
                 )
@@ -133,6 +142,20 @@ class Chunks:
             return list(connection.scalars(query.order_by(parts.c.place).limit(limit)))
 
     @tried_again
+    def begin(self, lease: ChunkLease, *, lease_seconds: float) -> Begun:
+        """Notes that an attempt is about to give rows to its engine. Said twice, it counts once."""
+        now = self._database.now()
+        with self._database.writing() as connection:
+            server = server_of(connection, lease.chunk_id, lease.attempt)
+            if server is not None:  # two that begin at once must see each other
+                self._database.lock_name(connection, f"server {server}")
+            chunk = self._locked(connection, lease)
+            wait = server is not None and must_wait(connection, chunk, server, now)
+            new = not wait and note_beginning(connection, lease.chunk_id, lease.attempt, now)
+            self._change(connection, lease, lease_until=now + lease_seconds, barren=chunks.c.barren + int(new))
+            return Begun(stop=self._is_ending(connection, chunk), wait=wait)
+
+    @tried_again
     def extend(self, lease: ChunkLease, stored: list[StoredPart], *, lease_seconds: float) -> bool:
         """Prolongs a lease and commits parts; gives whether the worker should stop since the batch is ending."""
         with self._database.writing() as connection:
@@ -142,8 +165,7 @@ class Chunks:
             connection.execute(
                 update(workers).where(workers.c.id == chunk["worker_id"]).values(last_seen_at=self._database.now())
             )
-            status = connection.scalar(select(batches.c.status).where(batches.c.id == chunk["batch_id"]))
-            return status != BatchStatus.IN_PROGRESS
+            return self._is_ending(connection, chunk)
 
     def committed(self, lease: ChunkLease) -> bool:
         """Whether this very attempt has ended the chunk."""
@@ -200,6 +222,10 @@ class Chunks:
             self._change(connection, lease, state=state, lease_until=None, worker_id=None, **suspicion)
             self._end_attempt(connection, lease, outcome, detail=detail, rows_lost=rows_lost)
             settle(connection, self._database, chunk["batch_id"])
+
+    def _is_ending(self, connection: Connection, chunk: Mapping[str, Any]) -> bool:
+        status = connection.scalar(select(batches.c.status).where(batches.c.id == chunk["batch_id"]))
+        return status != BatchStatus.IN_PROGRESS
 
     def _held(self, connection: Connection, lease: ChunkLease) -> Mapping[str, Any]:
         chunk = connection.execute(select(chunks).where(*_fence(lease))).first()
@@ -303,11 +329,9 @@ class Chunks:
 
 
 def _suspicion(chunk: Mapping[str, Any], outcome: str, in_flight: Sequence[int]) -> dict[str, Any]:
-    """What the way in which a chunk came back says of its rows."""
-    if outcome != "engine_died":
+    """What the way in which a chunk came back says of its rows. Whoever gives it back did not end without a word."""
+    if outcome != "engine_died" or not in_flight:
         return {"barren": 0}
-    if not in_flight:
-        return {}
     if not chunk["alone"]:
         return {"suspects": list(in_flight)}
     if len(in_flight) > 1:  # a worker that did not keep them apart has found nobody out

@@ -19,7 +19,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import ColumnElement, Connection, Double, bindparam, text
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as AllTakenError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -40,7 +40,8 @@ _Result = TypeVar("_Result")
 
 
 class StoreTroubleError(NoAnswerError):
-    """The store cannot be used now (it is away, its disk is full, its file is locked); the call may be made again.
+    """The store cannot be used now (it is away, its disk is full, its file is locked or damaged); the call may be made
+    again.
 
     As a rule nothing was written. Only where the connection broke in the moment of the commit nobody knows.
     """
@@ -166,7 +167,8 @@ def _translated() -> Iterator[None]:
     except AllTakenError as error:
         raise StoreTroubleError("The store cannot be used: all connections to it are taken.") from error
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        damaged = type(error) is DatabaseError  # and no kind of it: the file is none of SQLite's, or not any more
+        if not (damaged or error.connection_invalidated):
             raise
         raise _trouble(error) from error
 

@@ -190,6 +190,7 @@ attempts: Final = Table(
     Column("attempt", Integer, primary_key=True),
     Column("worker_id", String(64), nullable=False),
     Column("claimed_at", Double, nullable=False),
+    Column("began_at", Double),
     Column("ended_at", Double),
     Column("outcome", String(16)),
     Column("detail", Text),
@@ -234,6 +235,7 @@ workers: Final = Table(
     Column("last_seen_at", Double, nullable=False),
     Column("gone", Boolean, nullable=False),
     Column("all_teams", Boolean, nullable=False, server_default=false()),
+    Column("server", String(64)),
     Index(None, "name"),
 )
 

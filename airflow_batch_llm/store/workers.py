@@ -63,6 +63,7 @@ class Workers:
                     all_teams=pool.all_teams,
                     name=registration.name,
                     version=registration.version,
+                    server=registration.server,
                     registered_at=now,
                     last_seen_at=now,
                     gone=False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from airflow_batch_llm.errors import ConflictError, LeaseLostError, NoAnswerError, RefusedError
+from airflow_batch_llm.errors import BatchLLMError, ConflictError, LeaseLostError, NoAnswerError, RefusedError
 from airflow_batch_llm.worker.service_link import ServiceLink
 from airflow_batch_llm.worker.work import ChunkWork
 from airflow_batch_llm.worker_wire import PartRecord
@@ -23,6 +24,25 @@ class Delivery:
     """Stores and commits what chunks bring. A service that does not answer is asked again; nothing is dropped."""
 
     link: ServiceLink
+
+    async def begin(self, work: ChunkWork, *, must_end: Callable[[], bool]) -> None:
+        """Says that the engine is about to get the chunk's first row, and returns once the service knows it.
+
+        Should that row end this process, it has been said. Waits while the service is away, and while another worker
+        has a row that must be alone at the same server; not for a chunk that ``must_end``.
+        """
+        while not (work.begun or must_end()):
+            try:
+                begun = await asyncio.to_thread(self.link.begin, work.claim)
+                if begun.stop:
+                    work.asked_to_stop()
+                work.begun = not (begun.stop or begun.wait)
+            except LeaseLostError:
+                work.lease_lost()
+            except BatchLLMError as error:
+                log.warning("chunk %d waits to begin: %s", work.claim.chunk_id, error)
+            if not work.begun:
+                await self._pause(work)
 
     async def flush(self, work: ChunkWork) -> None:
         """Commits what finished so far. Where the service does not answer it stays for the next time."""
@@ -49,6 +69,13 @@ class Delivery:
             self.link.release(claim, parts, **how)
 
         await self._insist(work, release, give_up)
+
+    async def _pause(self, work: ChunkWork) -> None:
+        """Sleeps, but not through a change of the chunk's fate."""
+        work.changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await work.changed.wait()
 
     async def _insist(self, work: ChunkWork, call: Callable[..., Any], give_up: Callable[[], bool]) -> None:
         """Repeats a call until it is answered, the lease is lost, or the worker may wait no longer."""

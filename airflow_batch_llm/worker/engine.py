@@ -6,6 +6,7 @@ Requests are not streamed; how many are in flight is the runner's business.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -36,6 +37,11 @@ class Engine:
     base_url: str = "http://engine"
     socket: Path | None = None
     timeout_seconds: float = 3600.0
+
+    @property
+    def shared_server(self) -> str | None:
+        """Names the server that others may ask as well; None for the worker's own, on a socket that is its own too."""
+        return hashlib.sha256(self.base_url.encode()).hexdigest() if self.socket is None else None
 
     async def __aenter__(self) -> Self:
         # The runner bounds what is in flight; a bound here as well would only hide it.

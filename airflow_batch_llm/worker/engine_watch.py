@@ -32,6 +32,8 @@ class EngineWatch:
     """Judges whether the supervised engine stands still; None to leave that to the rows' own timeout."""
     load: Callable[[], tuple[int, int]] = lambda: (0, 0)
     """How many rows are with the engine, and how many it has answered so far."""
+    ending: bool = False
+    """Whether the worker drains: an engine that dies then is not started again."""
     up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the engine takes rows."""
     _probe: asyncio.Task[bool] | None = None
@@ -56,6 +58,8 @@ class EngineWatch:
                 continue
             self.up.clear()
             died()
+            if self.ending:
+                return
             if self.process:
                 log.warning("the engine died with code %s: starting it again", self.process.exit_code())
                 await asyncio.to_thread(self.process.stop)
@@ -87,6 +91,13 @@ class EngineWatch:
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._look())
         return await asyncio.shield(self._probe)
+
+    async def gone(self) -> bool:
+        """Whether a server that others ask too is gone: asked right before a row is alone with it.
+
+        The row of another worker may just have ended it, and this one must not be charged for finding it dead.
+        """
+        return self.process is None and await self.died()
 
     async def _look(self) -> bool:
         if await self._lives():

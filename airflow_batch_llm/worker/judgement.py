@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -26,21 +26,24 @@ class NotTheRowsFaultError(Exception):
 
 _NOTHING: Final = msgspec.Raw()
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**26)]
+"""Of one row: several times what the largest context holds. An engine that says more is not counting."""
+
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
+    reasoning_tokens: _Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
     """Tokens in the words of the completions APIs and of the responses API."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
 
@@ -79,7 +82,7 @@ class _Response(msgspec.Struct):
 
 
 class _Tokenized(msgspec.Struct):
-    count: int
+    count: _Tokens
 
 
 class _Problem(msgspec.Struct):

@@ -12,7 +12,6 @@ import logging
 import math
 import signal
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,8 +25,8 @@ from airflow_batch_llm.worker.gpu_time import GpuTime
 from airflow_batch_llm.worker.heartbeat import Heartbeat
 from airflow_batch_llm.worker.judgement import NotTheRowsFaultError, engine_error
 from airflow_batch_llm.worker.service_link import ServiceLink
-from airflow_batch_llm.worker.work import ChunkWork
-from airflow_batch_llm.worker_wire import Registered, Registration, RowLine, ServedModel
+from airflow_batch_llm.worker.work import ChunkWork, may_claim, may_send
+from airflow_batch_llm.worker_wire import Claim, Registered, Registration, RowLine, ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,8 @@ WINDOW_PER_SEQUENCE: Final = 2
 ROW_TRIES: Final = 3
 """How often a living engine may fail to judge a row before the row becomes an error."""
 ROW_PAUSE_SECONDS: Final = 0.5
+ROWS_TRIES: Final = 3
+"""How often the service is asked for the rows of a chunk before that is left."""
 DESCRIBE_TRIES: Final = 5
 """How often the engine is asked what it serves before it is given up."""
 
@@ -61,9 +62,7 @@ class Runner:
 
     async def run(self) -> None:
         """Works until SIGTERM or SIGINT, then drains. Raises where engine or registration fail for good."""
-        self._slots = WINDOW_PER_SEQUENCE * self.settings.engine.max_num_seqs
-        self._window = asyncio.Semaphore(self._slots)
-        self._alone = asyncio.Lock()
+        self._window = asyncio.Semaphore(WINDOW_PER_SEQUENCE * self.settings.engine.max_num_seqs)
         self._delivery = Delivery(self.link)
         self.watch.load = lambda: (self._gpu_time.rows, self._answered)
         loop = asyncio.get_running_loop()
@@ -83,6 +82,7 @@ class Runner:
         log.info("draining: %d chunks are here", len(self._works))
         self._give_up_at = time.monotonic() + self.settings.drain_seconds
         self._draining.set()
+        self.watch.ending = True
         self._hungry.set()
         for work in self._works.values():
             work.changed.set()
@@ -110,7 +110,6 @@ class Runner:
 
     async def _work_until_drained(self) -> None:
         self._heartbeat = Heartbeat(self.link, self._lease_seconds)
-        self._heartbeat.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 flushing = tasks.create_task(self._flush_forever())
@@ -125,7 +124,9 @@ class Runner:
 
     async def _register(self) -> None:
         served = await self._served()
-        registration = Registration(name=self.settings.name, version=__version__, models=served)
+        registration = Registration(
+            name=self.settings.name, version=__version__, models=served, server=self.engine.shared_server
+        )
         while not self._draining.is_set():
             try:
                 registered = await self._registered(registration)
@@ -178,7 +179,7 @@ class Runner:
             self._hungry.clear()
             if not self.watch.up.is_set():
                 await self._pause(self.settings.claim_seconds)
-            elif any(work.todo for work in self._works.values()):
+            elif not may_claim(self._works.values()):
                 await self._hungry.wait()
             elif work := await self._claim():
                 self._works[work.claim.chunk_id, work.claim.attempt] = work
@@ -191,28 +192,39 @@ class Runner:
             claim = await asyncio.to_thread(self.link.claim, self._worker_id)
             if claim is None:
                 return None
-            content = await asyncio.to_thread(self.link.rows, claim)
+            content = await self._rows(claim)
             log.info("claimed chunk %d of %s, attempt %d", claim.chunk_id, claim.batch_id, claim.attempt)
             return ChunkWork.of(claim, content)
         except NotFoundError:
             log.warning("the service does not know this worker any more: registering again")
             await self._register()
         except (BatchLLMError, ValueError) as error:
+            # A chunk whose rows cannot be had is left to its lease's end, which blames nobody since it never began.
+            # Given back at once it would be the first in line again, and nothing behind it would be done.
             log.warning("no claim: %s", error)
         return None
+
+    async def _rows(self, claim: Claim) -> bytes:
+        """The chunk's lines; a service that does not get at them is asked again."""
+        for _ in range(ROWS_TRIES - 1):
+            try:
+                return await asyncio.to_thread(self.link.rows, claim)
+            except NoAnswerError as error:
+                log.warning("asking again for the rows of chunk %d: %s", claim.chunk_id, error)
+                await self._pause(self.settings.claim_seconds)
+        return await asyncio.to_thread(self.link.rows, claim)
 
     async def _do(self, work: ChunkWork) -> None:
         """Sends a chunk's rows as slots get free, until all are answered or something ends it."""
         self._heartbeat.keep(work)
         try:
-            async with self._room_for(work):
-                while not work.all_answered and not self._must_end(work):
-                    if work.todo:
-                        await self._send_next(work)
-                    else:
-                        self._hungry.set()
-                        work.changed.clear()
-                        await work.changed.wait()
+            while not work.all_answered and not self._must_end(work):
+                if may_send(work, self._works.values()):
+                    await self._send_next(work)
+                else:
+                    self._hungry.set()
+                    work.changed.clear()
+                    await work.changed.wait()
             self._hungry.set()
             if self._draining.is_set() and not work.all_answered:
                 await self._let_finish(work)
@@ -221,26 +233,17 @@ class Runner:
             self._heartbeat.drop(work)
             del self._works[work.claim.chunk_id, work.claim.attempt]
             self._hungry.set()
-
-    @contextlib.asynccontextmanager
-    async def _room_for(self, work: ChunkWork) -> AsyncIterator[None]:
-        """The whole window, or for rows that must be alone a single slot: the others are taken as they get free."""
-        taken = 0
-        async with self._alone if work.claim.alone else contextlib.nullcontext():
-            try:
-                while work.claim.alone and taken < self._slots - 1 and not self._must_end(work):
-                    await self._window.acquire()
-                    taken += 1
-                yield
-            finally:
-                for _ in range(taken):
-                    self._window.release()
+            for other in self._works.values():
+                other.changed.set()
 
     def _must_end(self, work: ChunkWork) -> bool:
         return work.lost or work.stopping or work.engine_died or self._draining.is_set()
 
     async def _send_next(self, work: ChunkWork) -> None:
         await self._window.acquire()
+        await self._delivery.begin(work, must_end=lambda: self._must_end(work) or not self.watch.up.is_set())
+        if work.begun and work.claim.alone and await self.watch.gone():
+            work.end_by_engine_death()
         if not self.watch.up.is_set():  # it died while the chunk was claimed, or a row saw it before the watch did
             work.end_by_engine_death()
         if self._must_end(work) or not work.todo:
@@ -308,7 +311,7 @@ class Runner:
                     log.info("committed chunk %d of %s", work.claim.chunk_id, work.claim.batch_id)
                 else:
                     how = self._how_it_ended(work)
-                    suspects = sorted(work.suspects) if work.engine_died else []
+                    suspects = sorted(work.suspects) if how == "engine_died" else []
                     await self._delivery.release(
                         work,
                         give_up=self._may_wait_no_longer,
@@ -323,7 +326,8 @@ class Runner:
             log.warning("left chunk %d to its lease's end: %s", work.claim.chunk_id, error)
 
     def _how_it_ended(self, work: ChunkWork) -> str:
-        if work.engine_died:
+        """An engine that ends while the worker drains got the same signal as that: no row did it."""
+        if work.engine_died and not self._draining.is_set():
             return "engine_died"
         return "stopped" if work.stopping else "drained"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -10,7 +10,12 @@ from airflow_batch_llm.client.answers import checked, translated
 from airflow_batch_llm.client.batch_client import TIMEOUT, headers
 from airflow_batch_llm.client.replicas import REPEATABLE, base_urls, sync_transport
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
-from airflow_batch_llm.worker_wire import Claim, Extended, PartRecord, Registered, Registration
+from airflow_batch_llm.worker_wire import Begun, Claim, Extended, PartRecord, Registered, Registration
+
+BEAT_SHARE: Final = 1 / 6
+"""The part of a lease that a call may take which keeps it: between two beats there is time for a second address."""
+CLAIM_SHARE: Final = 1 / 2
+"""The same for a claim, whose lease begins before its answer comes. It reads parts, so it may take a while."""
 
 
 class ServiceLink:
@@ -20,6 +25,8 @@ class ServiceLink:
     :class:`NoAnswerError` where nothing is known; then the same call may be made again, it takes effect once. ``url``
     may be several addresses of one service with commas between them.
     """
+
+    _claim_timeout: httpx.Timeout = TIMEOUT
 
     def __init__(self, url: str, token: str) -> None:
         urls = base_urls(url)
@@ -38,25 +45,36 @@ class ServiceLink:
 
     def register(self, registration: Registration) -> Registered:
         response = self._call("POST", "/worker/v1/register", json=registration.model_dump())
-        return Registered.model_validate_json(response.content)
+        registered = Registered.model_validate_json(response.content)
+        self._claim_timeout = _part_of(registered.lease_seconds, CLAIM_SHARE)
+        return registered
 
     def leave(self, worker_id: str) -> None:
         self._call("POST", f"/worker/v1/workers/{worker_id}/leave")
 
     def claim(self, worker_id: str) -> Claim | None:
-        response = self._call("POST", "/worker/v1/claim", json={"worker_id": worker_id})
+        response = self._call("POST", "/worker/v1/claim", json={"worker_id": worker_id}, timeout=self._claim_timeout)
         return None if response.status_code == httpx.codes.NO_CONTENT else Claim.model_validate_json(response.content)
 
     def rows(self, claim: Claim) -> bytes:
         """The packed lines of a claimed chunk."""
         return self._lease_call(claim, "GET", claim.rows_url).content
 
+    def begin(self, claim: Claim) -> Begun:
+        """Says that the engine is about to get the first row of a chunk."""
+        body, timeout = {"attempt": claim.attempt}, _part_of(claim.lease_seconds, BEAT_SHARE)
+        response = self._lease_call(claim, "POST", f"{_chunk(claim)}/begin", json=body, timeout=timeout)
+        return Begun.model_validate_json(response.content)
+
     def put_part(self, claim: Claim, number: int, content: bytes) -> None:
         url = claim.parts_url.replace("{part}", str(number))
         self._lease_call(claim, "PUT", url, content=content, headers={"Content-Type": "application/zstd"})
 
     def extend(self, claim: Claim, parts: list[PartRecord]) -> Extended:
-        response = self._lease_call(claim, "POST", f"{_chunk(claim)}/extend", json=_body(claim, parts))
+        """Prolongs a lease and commits parts. Without parts, it gives up early enough to be said again in time."""
+        timeout = TIMEOUT if parts else _part_of(claim.lease_seconds, BEAT_SHARE)
+        body = _body(claim, parts)
+        response = self._lease_call(claim, "POST", f"{_chunk(claim)}/extend", json=body, timeout=timeout)
         return Extended.model_validate_json(response.content)
 
     def commit(self, claim: Claim, parts: list[PartRecord]) -> None:
@@ -78,6 +96,11 @@ class ServiceLink:
             # A claim whose answer was lost costs an attempt: its lease runs out and the chunk is handed on.
             response = self._http.request(method, path, extensions=REPEATABLE, **request)
         return checked(response, self.url)
+
+
+def _part_of(lease_seconds: float, share: float) -> httpx.Timeout:
+    seconds = lease_seconds * share
+    return httpx.Timeout(seconds, connect=min(seconds, 5.0))
 
 
 def _chunk(claim: Claim) -> str:

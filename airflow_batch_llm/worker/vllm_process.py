@@ -18,12 +18,14 @@ from airflow_batch_llm.child_process import end_group, start_child
 from airflow_batch_llm.errors import EngineStartError
 from airflow_batch_llm.settings import EngineSettings
 from airflow_batch_llm.worker.engine import Engine
+from airflow_batch_llm.worker.engine_log import why
 
 log = logging.getLogger(__name__)
 
 READY_POLL_SECONDS: Final = 0.25
 STOP_SECONDS: Final = 10.0
-LOG_TAIL_LINES: Final = 15
+LONGEST_SOCKET: Final = 107
+"""Bytes in the path of a unix socket: Linux has 108 for it, with a zero at the end."""
 
 _ENVIRONMENT: Final[Mapping[str, str]] = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
@@ -36,12 +38,24 @@ class VllmProcess:
     socket: Path
     log_path: Path
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _logged_before: int = 0
+    """How long the log was at the last start: what stands before tells of earlier ones."""
 
     def start(self) -> None:
-        """Starts the process. Call it from a thread that lives as long as the engine should: the main one."""
-        self.socket.unlink(missing_ok=True)  # one left by a dead server makes the next one fail
-        with self.log_path.open("ab") as output:
-            self._child = start_child(self._command(), environment=_ENVIRONMENT, output=output)
+        """Starts the process. Call it from a thread that lives as long as the engine should: the main one.
+
+        Raises :class:`EngineStartError` where there is nothing to start.
+        """
+        self._check_socket()
+        try:
+            self.socket.unlink(missing_ok=True)  # one left by a dead server makes the next one fail
+            with self.log_path.open("ab") as output:
+                self._logged_before = output.tell()
+                self._child = start_child(self._command(), environment=_ENVIRONMENT, output=output)
+        except (OSError, ValueError) as error:
+            raise EngineStartError(
+                f"`{self._shown()}` cannot be started: {error}. Nothing runs. Look at the worker's --vllm and --home."
+            ) from error
         log.info("started vllm serve, pid %d, log %s", self._child.pid, self.log_path)
 
     def exit_code(self) -> int | None:
@@ -49,7 +63,7 @@ class VllmProcess:
         return self._child.poll() if self._child else None
 
     async def wait_ready(self, engine: Engine) -> None:
-        """Returns once the engine serves its model. Raises :class:`EngineStartError` with the end of its log."""
+        """Returns once the engine serves its model. Raises :class:`EngineStartError` with what its log says."""
         give_up_at = time.monotonic() + self.settings.start_timeout
         while not await engine.healthy():
             code = self.exit_code()
@@ -81,7 +95,16 @@ class VllmProcess:
             *settings.arguments,
         ]
 
+    def _check_socket(self) -> None:
+        size = len(bytes(self.socket))
+        if size > LONGEST_SOCKET:
+            raise EngineStartError(
+                f"The engine's socket would be {self.socket}, which has {size} bytes, and Linux takes at most "
+                f"{LONGEST_SOCKET}. Nothing was started. Give the worker a shorter --home or --name."
+            )
+
+    def _shown(self) -> str:
+        return " ".join([*self.settings.command, "serve", self.settings.model])
+
     def _start_error(self, what: str) -> EngineStartError:
-        lines = self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        end = "\n".join(lines)
-        return EngineStartError(f"`{' '.join(self._command()[:3])}` {what}. The end of {self.log_path}:\n{end}")
+        return EngineStartError(f"`{self._shown()}` {what}. {why(self.log_path, since=self._logged_before)}")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,19 @@ def lines_to_ask(claim: Claim, content: bytes) -> Iterator[RowLine]:
             yield line
 
 
+def may_claim(works: Collection[ChunkWork]) -> bool:
+    """Whether a worker with these chunks has room for another: all rows are sent, and none of them must be alone."""
+    return not any(work.todo or work.claim.alone for work in works)
+
+
+def may_send(work: ChunkWork, works: Collection[ChunkWork]) -> bool:
+    """Whether a worker with these chunks may give its engine a row of one. A row that must be alone waits for the
+    others to end, so that nothing else is there that it could take along."""
+    if work.claim.alone and (work.in_flight or len(works) > 1):
+        return False
+    return bool(work.todo)
+
+
 @dataclass
 class ChunkWork:
     """What the runner knows of one chunk. Its rows are in memory, which is what a chunk is bounded for."""
@@ -53,6 +66,8 @@ class ChunkWork:
     """Tokens of the results since GPU time was last shared out."""
     gpu_seconds: float = 0.0
     """GPU time shared out and not yet in a part."""
+    begun: bool = False
+    """Whether the service knows that rows of it go to the engine."""
     failures: Counter[int] = field(default_factory=Counter)
     """How often a living engine failed to judge a row, by row number."""
     rows_lost: int = 0

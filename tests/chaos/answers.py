@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,22 @@ from airflow_batch_llm.worker_wire import Claim, ResultLine, RowLine
 
 REFUSED: Final = "refused"
 """Rows with this word are refused by the engine: they end as errors."""
+
+ENDS_WORKERS: Final = "deadly to workers"
+ENDS_ENGINES: Final = "deadly to engines"
+DEADLY: Final = {ENDS_WORKERS: "worker_lost", ENDS_ENGINES: "engine_died"}
+"""Rows with these words end whatever asks them, every time; and the code of the error that each ends with."""
+
+
+def text_of(line: RowLine) -> str:
+    """What a row asks."""
+    text: str = msgspec.json.decode(line.body)["messages"][-1]["content"]
+    return text
+
+
+def end_of(text: str) -> str | None:
+    """The code that a deadly row ends with; None for any other."""
+    return next((code for words, code in DEADLY.items() if words in text), None)
 
 
 def answer_to(text: str) -> str:
@@ -31,10 +47,12 @@ class Engine:
 
     asked: Counter[tuple[str, int]] = field(default_factory=Counter)
     """How often each (batch id, row) was asked."""
+    shared_by: list[Any] = field(default_factory=list)
+    """The workers, as far as they ask one server."""
 
     def ask(self, claim: Claim, line: RowLine, check: AnswerCheck) -> ResultLine:
         self.asked[claim.batch_id, line.row] += 1
-        text = msgspec.json.decode(line.body)["messages"][-1]["content"]
+        text = text_of(line)
         status, content = _reply(text)
         return judge(line.row, status, content, check)
 

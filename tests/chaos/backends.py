@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final
 from sqlalchemy import Connection, Engine
 
 from airflow_batch_llm.storage.base import Storage
-from airflow_batch_llm.storage.tree import Entry, Tree
+from airflow_batch_llm.storage.tree import Entry, Tree, Wanted
 from airflow_batch_llm.store.database import Database
 from tests.chaos.seams import Seams
 
@@ -103,8 +103,8 @@ class ChaosTree:
     def is_folder(self, uri: str) -> bool:
         return self._real.is_folder(uri)
 
-    def list(self, uri: str) -> Iterator[Entry]:
-        return self._real.list(uri)
+    def list(self, uri: str, wanted: Wanted | None = None) -> Iterator[Entry]:
+        return self._real.list(uri, wanted)
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[BinaryIO]:

@@ -17,7 +17,7 @@ from airflow_batch_llm.errors import NoAnswerError, RefusedError
 from airflow_batch_llm.models import CHAT_COMPLETIONS
 from airflow_batch_llm.wire import Batch, BatchCreate, BatchDeleted, DatasetSpec, Message
 from tests.chaos.actors import Act, answered, said
-from tests.chaos.answers import REFUSED
+from tests.chaos.answers import DEADLY, REFUSED
 from tests.chaos.in_process import client_of
 from tests.chaos.worker_actor import MODEL
 from tests.chaos.world import TOKEN, World
@@ -220,12 +220,16 @@ class FileClient(Client):
 
 
 def texts(world: World, count: int, name: str) -> list[str]:
-    """Rows of which some are equal, to each other or to those of other clients, and some are refused."""
+    """Rows of which some are equal, to each other or to those of other clients, some are refused, and one or two may
+    be deadly."""
     rng = world.rng
-    found = []
+    found: list[str] = []
+    deadly = {rng.randrange(count) for _ in range(rng.choice([0, 0, 0, 1, 2]))}
     for number in range(count):
         kind = rng.random()
-        if kind < 0.2:
+        if number in deadly:
+            found.append(f"{name} {rng.choice(list(DEADLY))} {number}")
+        elif kind < 0.2:
             found.append(f"common {rng.randint(0, 5)}")
         elif kind < 0.3 and found:
             found.append(rng.choice(found))

@@ -16,14 +16,12 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.service.duties import MOST_LOSSES
 from airflow_batch_llm.service.formats import FileFormat, decompressed
-from airflow_batch_llm.service.suspects import BARREN_CLAIMS
 from airflow_batch_llm.wire import Batch, Manifest
-from tests.chaos.answers import REFUSED, answer_to, tokens_of
+from tests.chaos.answers import REFUSED, answer_to, end_of, tokens_of
 from tests.chaos.watch import ENDED, SeenBatch
 from tests.chaos.world import World
 
 UNDONE = ("cancelled", "expired")
-GIVEN_UP = "worker_lost"
 
 
 def broken(world: World) -> list[str]:
@@ -132,7 +130,7 @@ def _target(world: World, batch: Batch, source: list[dict[str, Any]]) -> Iterato
             yield f"{file.uri} is not what the manifest says"
             return
         rows += table_rows(Path(file.uri))
-    yield from row_faults(rows, source, batch, may_be_given_up=_may_be_given_up(world, batch))
+    yield from row_faults(rows, source, batch)
     stray = {str(p) for p in path.rglob("*") if p.is_file()} - {f.uri for f in manifest.files} - {str(noted)}
     if path.is_dir() and stray:
         yield f"files that no manifest names lie in it: {sorted(stray)}"
@@ -143,19 +141,7 @@ def _same(standing: Manifest, noted: Manifest | None) -> bool:
     return noted is not None and standing.model_copy(update={"finished_at": noted.finished_at}) == noted
 
 
-def _may_be_given_up(world: World, batch: Batch) -> bool:
-    """Whether so many workers were lost with a chunk of the batch that its last row may be an error."""
-    query = (
-        "SELECT c.batch_id, count(*) FROM attempts a JOIN chunks c ON c.id = a.chunk_id "
-        "WHERE a.outcome = 'lease_lost' GROUP BY c.id, c.batch_id"
-    )
-    lost = [count for batch_id, count in world.watch.rows(query) if batch_id == batch.id]
-    return max(lost, default=0) >= BARREN_CLAIMS
-
-
-def row_faults(
-    rows: list[dict[str, Any]], source: list[dict[str, Any]], batch: Batch, *, may_be_given_up: bool = False
-) -> Iterator[str]:
+def row_faults(rows: list[dict[str, Any]], source: list[dict[str, Any]], batch: Batch) -> Iterator[str]:
     """Target rows = source rows, in order, each with its own answer."""
     kept = [{name: row[name] for name in ("number", "text", "extra")} for row in rows]
     if kept != source:
@@ -165,15 +151,23 @@ def row_faults(
         if row["llm_status"] in UNDONE:
             if batch.status == "completed":
                 yield f"row {row['number']} is {row['llm_status']} in a completed batch"
-        elif REFUSED in row["text"]:
-            if row["llm_status"] != "error":
-                yield f"row {row['number']} was refused and is {row['llm_status']}"
-        elif may_be_given_up and (row["llm_error"] or "").startswith(GIVEN_UP):
-            continue
-        elif (row["llm_status"], row["llm_output"]) != ("success", answer_to(row["text"])):
-            yield f"row {row['number']} has the answer {row['llm_output']!r} ({row['llm_status']})"
-        elif (int(row["llm_prompt_tokens"]), int(row["llm_completion_tokens"])) != tokens_of(row["text"]):
-            yield f"row {row['number']} has the tokens of another"
+        elif what := _answer_fault(row):
+            yield f"row {row['number']} {what}"
+
+
+def _answer_fault(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with the answer of a row that was done. Only a deadly row is given up, and as what it is."""
+    text, status = row["text"], row["llm_status"]
+    if REFUSED in text:
+        return None if status == "error" else f"was refused and is {status}"
+    if code := end_of(text):
+        ended = status == "error" and row["llm_error"].startswith(f"{code}: ")
+        return None if ended else f"is deadly and is {status} ({row['llm_error']})"
+    if (status, row["llm_output"]) != ("success", answer_to(text)):
+        return f"has the answer {row['llm_output']!r} ({status}, {row['llm_error']})"
+    if (int(row["llm_prompt_tokens"]), int(row["llm_completion_tokens"])) != tokens_of(text):
+        return "has the tokens of another"
+    return None
 
 
 def table_rows(path: Path) -> list[dict[str, Any]]:
@@ -209,10 +203,10 @@ def _files(world: World, batch: Batch) -> Iterator[str]:
         line for line in errors if line["error"] and line["error"]["code"] in ("batch_cancelled", "batch_expired")
     ]
     refused = len(errors) - len(undone)
-    given_up = [GIVEN_UP] if _may_be_given_up(world, batch) else []
     for line in errors:
         code = ((line["response"] or {}).get("body") or {}).get("error", {}).get("code")
-        if line not in undone and REFUSED not in source[line["custom_id"]] and code not in given_up:
+        text = source[line["custom_id"]]
+        if line not in undone and REFUSED not in text and (code is None or code != end_of(text)):
             yield f"{line['custom_id']} is an error: {line}"
     if undone and batch.status == "completed":
         yield f"{len(undone)} requests were not done"

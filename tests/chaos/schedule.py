@@ -82,6 +82,7 @@ class Schedule:
             for number, size in enumerate(sizes)
         ]
         self.identity = rng.choice([None, "an-engine"])
+        self.server = rng.choice([None, "a-server"])
         self.workers = [self._worker(f"w{number}") for number in range(rng.randint(1, 4))]
         self.duties = [
             DutyProcess(self.world, kind, number)
@@ -166,10 +167,12 @@ class Schedule:
             pass
 
     def _work(self, worker: WorkerActor) -> None:
-        """A healthy worker does all that there is."""
-        if not worker.worker_id:
-            worker.register()
-        while worker.claim().startswith("chunk"):
+        """A healthy worker does all that there is; one that a row ends is started again."""
+        while True:
+            if not worker.worker_id:
+                worker.register()
+            if not worker.claim().startswith("chunk"):
+                return
             worker.fetch()
             while worker.works:
                 acts = {act.name.partition(" ")[0]: act for act in worker.acts()}
@@ -181,7 +184,7 @@ class Schedule:
         return not undone and all(b.deleted or b.statuses[-1] in ENDED for b in watch.batches.values())
 
     def _worker(self, name: str) -> WorkerActor:
-        return WorkerActor(self.world, self.engine, name, self.identity)
+        return WorkerActor(self.world, self.engine, name, self.identity, self.server)
 
     def _outcome(self, found: list[str]) -> Outcome:
         ended = [batch for batch in self.world.watch.batches.values() if batch.statuses and not batch.deleted]

@@ -11,10 +11,10 @@ import httpx
 from airflow_batch_llm.errors import LeaseLostError, NoAnswerError, RefusedError
 from airflow_batch_llm.models import CHAT_COMPLETIONS
 from airflow_batch_llm.worker.delivery import Delivery
-from airflow_batch_llm.worker.work import ChunkWork
-from airflow_batch_llm.worker_wire import Claim, Registration, ReleaseRequest, ServedModel
+from airflow_batch_llm.worker.work import ChunkWork, may_send
+from airflow_batch_llm.worker_wire import Begun, Claim, Registration, RowLine, ServedModel
 from tests.chaos.actors import Act, said
-from tests.chaos.answers import Engine
+from tests.chaos.answers import Engine, end_of, text_of
 from tests.chaos.in_process import Remembering, link_to
 from tests.chaos.world import TOKEN, World
 
@@ -30,6 +30,8 @@ class WorkerActor:
     engine: Engine
     name: str
     identity: str | None
+    server: str | None
+    """Where all workers of the schedule ask the same engine, its name."""
     busy: bool = False
     works: list[ChunkWork] = field(default_factory=list)
     worker_id: str = ""
@@ -37,6 +39,7 @@ class WorkerActor:
     """Claims whose rows did not come yet."""
 
     def __post_init__(self) -> None:
+        self.engine.shared_by.append(self)
         self._transport = Remembering(self.world.transport)
         self.link = link_to(self._transport, TOKEN)
         self._delivery = Delivery(self.link)
@@ -45,7 +48,8 @@ class WorkerActor:
         if not self.worker_id:
             return [Act("registers", self.register)]
         acts = [Act("dies", self.die, 0.15), Act("starts again", self.restart, 0.1)]
-        if len(self.works) + len(self._unfetched) < MOST_WORKS:
+        held = [*(work.claim for work in self.works), *self._unfetched]
+        if len(held) < MOST_WORKS and not any(claim.alone for claim in held):
             acts.append(Act("claims", self.claim, 2.0))
         if self._unfetched:
             acts.append(Act("fetches rows", self.fetch, 3.0))
@@ -61,8 +65,8 @@ class WorkerActor:
         def act(name: str, do: Callable[[ChunkWork], str], weight: float) -> Act:
             return Act(f"{name} chunk {work.claim.chunk_id} attempt {work.claim.attempt}", lambda: do(work), weight)
 
-        acts = [act("extends", self._beat, 1.0), act("gives back", self._release, 0.3)]
-        if work.todo and not work.stopping:
+        acts = [act("extends", self._beat, 1.0), act("gives back", self._release, 3.0 if work.engine_died else 0.3)]
+        if may_send(work, self.works) and not (work.stopping or work.engine_died):
             acts.append(act("answers rows of", self._answer, 3.0))
         if work.finished or work.unsent_parts:
             acts += [act("delivers of", self._flush, 2.0), act("stores a part of", self._only_put, 0.3)]
@@ -73,7 +77,7 @@ class WorkerActor:
     def register(self) -> str:
         served = ServedModel(model=MODEL, endpoint=CHAT_COMPLETIONS, engine_identity=self.identity)
         self.world.watch.leases_ended_of(self.name)
-        registration = Registration(name=self.name, version="1", models=[served])
+        registration = Registration(name=self.name, version="1", models=[served], server=self.server)
         try:
             self.worker_id = self.link.register(registration).worker_id
         except (RefusedError, NoAnswerError) as error:
@@ -117,11 +121,48 @@ class WorkerActor:
         return f"{len(work.todo)} rows of chunk {claim.chunk_id}"
 
     def _answer(self, work: ChunkWork) -> str:
-        count = self.world.rng.randint(1, len(work.todo))
+        if not work.begun:
+            heard = self._sending(work, lambda: self._begin(work))
+            if not work.begun:
+                return f"not begun: {heard}"
+        count = 1 if work.claim.alone else self.world.rng.randint(1, len(work.todo))
         lines = [work.todo.popleft() for _ in range(count)]
+        ends = {end_of(text_of(line)) for line in lines}
+        if "worker_lost" in ends:
+            self.engine.asked.update((work.claim.batch_id, line.row) for line in lines)
+            return f"{[line.row for line in lines]} end it: {self.die()}"
+        if "engine_died" in ends:
+            return self._ends_engine(work, lines)
         for line in lines:
             work.finish(self.engine.ask(work.claim, line, work.check))
         return f"{[line.row for line in lines]}"
+
+    def _begin(self, work: ChunkWork) -> Begun:
+        at = self.world.now
+        begun = self.link.begin(work.claim)
+        self.world.watch.held(work.claim, self.name, at)
+        work.begun = not (begun.wait or begun.stop)
+        return begun
+
+    def _ends_engine(self, work: ChunkWork, lines: Sequence[RowLine]) -> str:
+        """The engine died of one of these rows, and with it went whatever else was there."""
+        self.engine.asked.update((work.claim.batch_id, line.row) for line in lines)
+        work.todo.extendleft(reversed(lines))
+        self._engine_is_gone()
+        work.suspects.update(line.row for line in lines)
+        for other in self.engine.shared_by if self.server else ():
+            if other is not self:
+                other._engine_is_gone()
+        self.world.seams.counts["engine died"] += 1
+        return f"{[line.row for line in lines]} end the engine"
+
+    def _engine_is_gone(self) -> None:
+        """Whatever this worker has begun may have had rows there."""
+        for work in self.works:
+            if not work.engine_died:
+                work.end_by_engine_death()
+                there = list(work.todo)[: 1 if work.claim.alone else 2] if work.begun else []
+                work.suspects.update(line.row for line in there)
 
     def _beat(self, work: ChunkWork) -> str:
         return self._sending(work, lambda: self._extend(work.claim, []))
@@ -145,10 +186,12 @@ class WorkerActor:
         return outcome
 
     def _release(self, work: ChunkWork) -> str:
-        how = self.world.rng.choice(["drained", "stopped", "engine_died"])
+        how = "engine_died" if work.engine_died else self.world.rng.choice(["drained", "stopped", "engine_died"])
         work.make_part()
         more: dict[str, Any] = {"outcome": how, "rows_lost": len(work.todo) if how == "engine_died" else 0}
-        if how == "engine_died" and "in_flight" in ReleaseRequest.model_fields:
+        if work.engine_died:
+            more["in_flight"] = sorted(work.suspects)
+        elif how == "engine_died" and work.begun and not work.claim.alone:  # of nothing that is in these rows
             more["in_flight"] = [line.row for line in list(work.todo)[:2]]
         self.world.watch.lease_ended(work.claim.chunk_id, work.claim.attempt)
 
@@ -175,6 +218,8 @@ class WorkerActor:
             return "lease lost"
         except (RefusedError, NoAnswerError) as error:
             return said(error)
+        if getattr(answer, "wait", False):
+            return "asked to wait"
         if getattr(answer, "stop", False):
             work.stopping = True
             return "asked to stop"

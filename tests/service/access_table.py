@@ -112,6 +112,7 @@ CALLS = [
     Call("POST", "/worker/v1/claim", WORKER, "200", NO_WORKER, _claim),
     Call("GET", f"{ATTEMPT}/rows", WORKER, "200", NO_LEASE),
     Call("PUT", f"{ATTEMPT}/parts/{{part}}", WORKER, "204", NO_LEASE, _part),
+    Call("POST", "/worker/v1/chunks/{chunk_id}/begin", WORKER, "200", NO_LEASE, _attempt),
     Call("POST", "/worker/v1/chunks/{chunk_id}/extend", WORKER, "200", NO_LEASE, _attempt),
     Call("POST", "/worker/v1/chunks/{chunk_id}/commit", WORKER, "409 rows_missing", NO_LEASE, _attempt),
     Call("POST", "/worker/v1/chunks/{chunk_id}/release", WORKER, "204", NO_LEASE, _release),

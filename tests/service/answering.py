@@ -31,7 +31,10 @@ MOST_PARTS = 20
 
 class AnsweringWorker:
     """Does chunks in parts of ``part_rows``, in an order of its own. Requests in ``failing`` rows are answered 400, and
-    those in ``invalid`` rows with what does not fit."""
+    those in ``invalid`` rows with what does not fit.
+
+    One that never ``begins`` does not say so, as workers did not at first.
+    """
 
     def __init__(
         self,
@@ -45,9 +48,11 @@ class AnsweringWorker:
         invalid: Container[int] = (),
         engine_identity: str | None = None,
         name: str = "w",
+        begins: bool = True,
     ) -> None:
         self.failing = failing
         self.invalid = invalid
+        self.begins = begins
         self.asked: list[int] = []
         """The rows that were answered, in their order."""
         self.link = _link(service.url, service.token)
@@ -63,6 +68,8 @@ class AnsweringWorker:
         if claim is None:
             return None
         lines = list(lines_to_ask(claim, self.link.rows(claim)))
+        if lines and self.begins:
+            assert not self.link.begin(claim).wait
         random.Random(claim.chunk_id).shuffle(lines)
         return claim, lines
 

@@ -73,6 +73,14 @@ def _link(name: str, to: str) -> Callable[[Path], None]:
     return make
 
 
+def _named(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text\nhello\n")
+
+    return make
+
+
 def _laughs(levels: int) -> dict[str, Any]:
     """Each level has the next one twice."""
     twice = {
@@ -149,6 +157,12 @@ PLACES = [
     _source("file-00000000000000000000000000000000", "file_not_found"),
     _source("' OR 1=1; DROP TABLE tokens; --.csv", "source_not_found"),
     _source("x" * 5_000 + ".csv", NO),
+    _source("*a" * 8 + "Z", "source_not_found", needs=_named("a" * 60 + ".csv")),
+    _source("*a" * 100 + "Z", "source_not_found", needs=_named("a" * 60 + ".csv")),
+    _source("**/a" * 900, "source_not_found", needs=_named("a/" * 60 + "a.csv")),
+    _source("*" * 5_000, NO),
+    Attack("a source of 20,000 places", {"source": ["**/*.csv"] * 20_000}, "too_many_places"),
+    Attack("a source of 10,000 times a pattern", {"source": ["**/*.csv"] * 10_000}, "file_twice"),
     _target("/etc/cron.d/evil.csv", OUT),
     _target("../outside/evil.csv", OUT),
     _target("../outside/", OUT),

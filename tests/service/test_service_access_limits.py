@@ -16,7 +16,7 @@ from airflow_batch_llm.settings import Limits, ServiceSettings
 from airflow_batch_llm.store.tables import batches
 from tests.conftest import RunningService, running_service
 from tests.service.requests import create, file_of, finish, line, openai_client
-from tests.service.two_teams import RED, token_of
+from tests.service.two_teams import BLUE, RED, token_of
 
 LIMITS = Limits(body_bytes=1_000, part_bytes=2_000, file_bytes=3_000, creates_per_hour=3)
 
@@ -146,6 +146,23 @@ def test_retries_count_among_the_creates_of_an_hour_and_a_refusal_says_when_to_c
         assert f"Try again in {refused.headers['Retry-After']} seconds." in refused.text
     _age(tight, first.id, 3_601)
     assert retry(third).status_code == 200
+
+
+def test_a_key_that_was_used_before_opens_no_generation_beyond_the_limit(tight: RunningService) -> None:
+    """Who finds what is there under a key may ask as often as they like."""
+    tight = dataclasses.replace(tight, token=token_of(tight, BLUE))
+    headers = {"Authorization": f"Bearer {tight.token}", "Idempotency-Key": "k"}
+    file_id = create(openai_client(tight), file_of([line(0)])).input_file_id
+    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    answers = []
+    for _ in range(4):
+        answer, again = (httpx.post(f"{tight.url}/v1/batches", headers=headers, json=body) for _ in range(2))
+        answers.append(answer.status_code)
+        if answer.status_code == 200:
+            assert again.json()["id"] == answer.json()["id"]
+            httpx.post(f"{tight.url}/v1/batches/{answer.json()['id']}/cancel", headers=headers)
+            finish(tight)
+    assert answers == [200, 200, 429, 429]
 
 
 def _created(service: RunningService, headers: dict[str, str]) -> httpx.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from airflow_batch_llm.models import DEFAULT_TEAM, Scope
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.storage.s3_client import client as s3_client
+from airflow_batch_llm.store.batches import forget_batch
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService, running_service
 from tests.s3_server import Bucket, s3, s3_server
@@ -179,6 +181,54 @@ def test_the_results_of_a_team_are_read_from_its_own_root(with_roots: RunningSer
     with_roots.assemble()
     with BatchClient(with_roots.url, token_of(with_roots, RED)) as client:
         assert [row["llm_output"] for row in client.results(batch.id)] == ["answer 0", "answer 1"]
+
+
+def ended_as(service: RunningService, team: str, target: str, **create: Any) -> Batch:
+    """A batch of a team, from its submit to its end."""
+    spec = DatasetSpec(source="ok.csv", target=target, messages=[Message(role="user", content="{a}")])
+    with BatchClient(service.url, token_of(service, team)) as client:
+        batch = client.submit(BatchCreate(dataset=spec, model="m", **create))
+        while service.plan():
+            pass
+        AnsweringWorker(service).work()
+        while service.assemble():
+            pass
+        return client.get(batch.id)
+
+
+@pytest.mark.parametrize("target", ["t.csv", "t/"])
+@pytest.mark.parametrize("names", [{"key": "same"}, {"key": "{team}", "series": "same"}])
+def test_a_team_replaces_no_target_of_another_under_the_same_key_or_series(
+    service: RunningService, names: dict[str, str], target: str
+) -> None:
+    write(service.data_root)
+
+    def again(team: str, number: int) -> Batch:
+        named = {name: value.format(team=f"{team} {number}") for name, value in names.items()}
+        return ended_as(service, team, target, **named)
+
+    batch = again(RED, 1)
+    assert batch.manifest is not None
+    files = {Path(file.uri): Path(file.uri).read_bytes() for file in batch.manifest.files}
+    with pytest.raises(InvalidRequestError) as caught:
+        again(BLUE, 1)
+    assert caught.value.code == "target_exists"
+    with service.state.database.writing() as connection:  # as in a store that was made anew
+        forget_batch(connection, batch.id)
+    with pytest.raises(InvalidRequestError, match="wrote it"):
+        again(BLUE, 2)
+    assert {path: path.read_bytes() for path in files} == files
+    assert again(RED, 2 if "series" in names else 1).status == "completed"
+
+
+def test_a_manifest_without_a_team_is_of_the_team_whose_batch_the_store_knows(service: RunningService) -> None:
+    write(service.data_root)
+    ended_as(service, RED, "t.csv", key="first", series="same")
+    path = service.data_root / "t.csv.manifest.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "team"}))
+    with pytest.raises(InvalidRequestError, match="wrote it"):
+        ended_as(service, BLUE, "t.csv", key="second", series="same")
+    assert ended_as(service, RED, "t.csv", key="second", series="same").status == "completed"
 
 
 def test_a_team_whose_root_is_a_bucket_uses_no_folder_and_no_other_prefix(

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
-from airflow_batch_llm.service.suspects import BARREN_CLAIMS
+from airflow_batch_llm.service.suspects import BARREN_ATTEMPTS
 from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker_wire import Claim, RowLine
@@ -64,7 +64,7 @@ def test_a_commit_whose_answer_was_lost_may_be_said_again(
     assert (done.status, done.progress.rows_done, done.progress.chunks_done) == ("finalizing", 4, 1)
 
 
-@pytest.mark.parametrize("verb", ["rows", "put_part", "extend", "commit", "release"])
+@pytest.mark.parametrize("verb", ["rows", "begin", "put_part", "extend", "commit", "release"])
 def test_a_worker_whose_chunk_was_handed_on_can_neither_read_nor_write_it(
     service: RunningService, batch: Batch, worker: AnsweringWorker, claimed: Claimed, verb: str
 ) -> None:
@@ -75,6 +75,7 @@ def test_a_worker_whose_chunk_was_handed_on_can_neither_read_nor_write_it(
     assert current is not None
     calls: dict[str, Callable[[], object]] = {
         "rows": lambda: worker.link.rows(stale),
+        "begin": lambda: worker.link.begin(stale),
         "put_part": lambda: worker.link.put_part(stale, 1, b"late"),
         "extend": lambda: worker.link.extend(stale, parts),
         "commit": lambda: worker.link.commit(stale, parts),
@@ -153,7 +154,7 @@ def test_a_chunk_whose_rows_are_all_done_is_ended_however_often_that_failed_befo
 ) -> None:
     claim, lines = claimed
     worker.link.extend(claim, [worker.store(claim, 0, lines)])
-    for _ in range(BARREN_CLAIMS + 2):
+    for _ in range(BARREN_ATTEMPTS + 2):
         _end_leases(service)
         again = worker.claim()
         assert again is not None

@@ -23,7 +23,7 @@ from airflow_batch_llm.settings import DATABASE_URL_VARIABLE, TOKEN_VARIABLE
 from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.tables import team_secrets
 from airflow_batch_llm.wire import BatchCreate
-from airflow_batch_llm.worker.heartbeat import Heartbeat
+from airflow_batch_llm.worker.heartbeat import _Beating
 from tests.conftest import RunningService, eventually
 from tests.postgres import Postgres, running_postgres
 from tests.service.answering import AnsweringWorker
@@ -142,7 +142,7 @@ def test_a_service_goes_on_with_all_of_its_parts_once_its_store_is_back(
     worker = AnsweringWorker(RunningService(None, None, token, client))  # type: ignore[arg-type]
     claimed = eventually(worker.claim, seconds=SOON, what="the chunk is claimed")
     claim, lines = claimed
-    heart = Heartbeat(worker.link, claim.lease_seconds)
+    heart = _Beating(worker.link, _Kept(claim), claim.lease_seconds)
     with stopped(stoppable):
         for path in ("/v1/batches", "/healthz", f"/v1/batches/{before.id}"):
             refused = httpx.get(url + path, headers={"Authorization": f"Bearer {token}"})
@@ -153,7 +153,7 @@ def test_a_service_goes_on_with_all_of_its_parts_once_its_store_is_back(
             client.submit(_table(data, "refused"))
         with pytest.raises(NoAnswerError):
             worker.claim()
-        heart._extend(_Kept(claim))
+        assert heart.beat() is False
     assert heart.link.extend(claim, []).stop is False
     worker.link.commit(claim, [worker.store(claim, 0, lines)])
     late = client.submit(_table(data, "late", deadline=int(time.time()) + 2))

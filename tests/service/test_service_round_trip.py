@@ -185,8 +185,8 @@ def test_a_part_that_is_not_what_was_committed_holds_the_batch_up_and_that_is_sa
     batch = submit(service, "rich.parquet")
     service.plan()
     AnsweringWorker(service).work()
-    part = service.state.chunks.parts_of_batch(batch.id)[0]
-    path = service.settings.storage_root / part["storage_key"]
+    part = next(service.state.chunks.parts_of_batch(batch.id))
+    path = service.settings.storage_root / part.storage_key
     path.write_bytes(path.read_bytes()[:-1])
     service.assemble()
     held = service.client.get(batch.id)
@@ -202,8 +202,7 @@ def test_rows_that_are_missing_or_doubled_never_make_a_target(service: RunningSe
     AnsweringWorker(service).work()
     plan_key = service.state.batches.get("default", batch.id)["plan_key"]
     parts = [
-        PartFile(part["storage_key"], part["sha256"], part["rows"])
-        for part in service.state.chunks.parts_of_batch(batch.id)
+        PartFile(part.storage_key, part.sha256, part.rows) for part in service.state.chunks.parts_of_batch(batch.id)
     ]
     for wrong in (parts[1:], [*parts, parts[0]]):
         output = OutputColumns(pa.schema([(name, pa.string()) for name in OUTPUT_COLUMNS]))

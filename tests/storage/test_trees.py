@@ -62,6 +62,27 @@ def test_files_are_listed_in_the_order_of_their_uris_without_what_is_no_data(pla
     assert [entry.uri for entry in place.tree.list(place.uri("b/10"))] == [place.uri("b/10/x.y"), place.uri("b/10/x_y")]
 
 
+def test_what_is_not_wanted_is_not_listed(place: Place) -> None:
+    """Of a folder that nothing is wanted of, a file system does not even read the names."""
+    for name in ("a/1.csv", "a/b/2.csv", "c/3.csv", "c/4.txt"):
+        place.write(name, b"")
+    asked: list[str] = []
+
+    class Wanted:
+        def file(self, uri: str) -> bool:
+            asked.append(uri)
+            return uri.endswith(".csv")
+
+        def folder(self, uri: str) -> bool:
+            return not uri.endswith("/b")
+
+    found = [entry.uri for entry in place.tree.list(place.uri(""), Wanted())]
+    assert {place.uri("a/1.csv"), place.uri("c/3.csv")} <= set(found)
+    assert place.uri("c/4.txt") not in found
+    if not place.uri("").startswith("s3://"):
+        assert not [uri for uri in [*asked, *found] if "/b/" in uri]
+
+
 def test_a_hidden_folder_that_is_asked_for_is_listed(place: Place) -> None:
     uri = place.write("_a/.b/c", b"")
     assert [entry.uri for entry in place.tree.list(place.uri("_a/.b"))] == [uri]

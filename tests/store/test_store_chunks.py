@@ -139,7 +139,7 @@ def test_a_worker_presumed_dead_cannot_overwrite_its_replacement(store: Store, v
     }
     with pytest.raises(LeaseLostError, match="Nothing was written"):
         calls[verb]()
-    assert store.chunks.parts_of_batch(batch_id) == []
+    assert list(store.chunks.parts_of_batch(batch_id)) == []
     assert store.batches.get(TEAM, batch_id)["rows_done"] == 0
     store.chunks.commit(current, [part(rows=4)])
     assert store.status(batch_id) == "finalizing"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text
+from sqlalchemy import event, func, select, text, update
 
 from airflow_batch_llm.errors import BatchLLMError, ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
 from airflow_batch_llm.models import ChunkState, DutyKind, PauseReason
@@ -25,9 +25,10 @@ from airflow_batch_llm.store.life import Plan, PlannedChunk
 from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.tables import batches, chunks, duties, index_batches, parts
 from airflow_batch_llm.store.team_secrets import TeamSecrets
+from airflow_batch_llm.worker_wire import Registration, ServedModel
 from tests.conftest import eventually
 from tests.postgres import Postgres
-from tests.store.test_store_chunks import LEASE, TEAM, Store, part
+from tests.store.test_store_chunks import CHAT, LEASE, POOL, TEAM, Store, part
 
 Verb = Callable[[Store], Any]
 
@@ -125,6 +126,14 @@ def _lease(store: Store, name: str = "w") -> ChunkLease:
     return lease
 
 
+def _lease_of_asker(store: Store, name: str) -> ChunkLease:
+    served = ServedModel(model="m", endpoint=CHAT)
+    registration = Registration(name=name, version="1", models=[served], server="a-server")
+    lease = store.claim(store.workers.register(POOL, registration))
+    assert lease is not None
+    return lease
+
+
 def _ended(store: Store, **values: Any) -> str:
     batch_id = store.planned(**values)
     store.batches.cancel(TEAM, batch_id)
@@ -146,6 +155,16 @@ def test_two_submits_at_once_in_one_series_leave_one_living(store: Store) -> Non
         store, lambda one: one.submit(key="k/1", series="s"), lambda two: two.submit(key="k/2", series="s")
     )
     assert (store.status(first), store.status(second)) == ("cancelled", "validating")
+
+
+def test_of_two_chunks_whose_rows_must_be_alone_at_one_server_one_begins(store: Store) -> None:
+    store.planned(chunks=2)
+    with store.database.writing() as connection:
+        connection.execute(update(chunks).values(alone=True))
+    leases = [_lease_of_asker(store, name) for name in ("one", "other")]
+    begins: list[Verb] = [lambda side, lease=lease: side.chunks.begin(lease, lease_seconds=LEASE) for lease in leases]  # type: ignore[misc]
+    begun = overlapping(store, *begins, waits=True)
+    assert [answer.wait for answer in begun] == [False, True]
 
 
 def test_two_retries_at_once_open_one_generation(store: Store) -> None:

@@ -54,6 +54,21 @@ async def test_a_drain_lets_the_rows_in_flight_finish(bench: Bench) -> None:
     assert bench.engine.answered == 8 == bench.get(batch_id).progress.rows_done
 
 
+async def test_an_engine_that_ends_with_its_worker_blames_no_row(bench: Bench) -> None:
+    """Both get the signal where it is sent to all processes of a unit or a job."""
+    bench.engine.held = None
+    batch_id = bench.submit(CHUNK_ROWS)
+    async with bench.worker(max_num_seqs=4) as worker:
+        await soon(lambda: bench.engine.in_flight == 8)
+        bench.engine.healthy = False
+        worker.runner.drain()
+        bench.engine.let_go()
+        await worker.drained()
+    [attempt], [chunk] = bench.attempts(batch_id), bench.chunks(batch_id)
+    assert (attempt["outcome"], attempt["rows"]) == ("drained", 0)
+    assert (chunk["state"], chunk["suspects"], chunk["deaths"]) == ("pending", None, None)
+
+
 async def test_a_worker_that_drained_no_longer_serves_its_model(bench: Bench) -> None:
     async with bench.worker() as worker:
         await soon(lambda: bench.service.client.models().data)
@@ -125,6 +140,7 @@ async def test_a_row_that_is_taken_back_before_it_was_sent_frees_its_slot(bench:
         work = ChunkWork(
             claim, AnswerCheck(), deque(RowLine(row, {"messages": []}) for row in range(2)), asyncio.get_running_loop()
         )
+        work.begun = True
         await runner._send_next(work)
         await runner._send_next(work)
         assert runner._window.locked()
