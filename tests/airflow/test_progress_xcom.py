@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -109,7 +110,9 @@ async def test_between_two_writes_of_a_process_there_is_a_pause(
     for index in range(3):
         place = progress_xcom.Place("d", "t", "r", index)
         SharedWriter.of_running_loop().put(place, progress_value(batch(), now=NOW), log)
-    await paused.wait()
+    await asyncio.wait(
+        {asyncio.create_task(paused.wait()), asyncio.create_task(written.until(2))}, return_when=FIRST_COMPLETED
+    )
     assert ([index for _, index, _ in written.values], pauses) == ([0], [0.2])
 
 
