@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from airflow_batch_llm.models import BatchStatus, CanaryState, DutyKind, PauseReason
 from airflow_batch_llm.store.life import Plan, PlannedChunk
 from airflow_batch_llm.store.splitting import Pieces
+from airflow_batch_llm.store.tables import chunks
 from tests.postgres import BOTH_STORES
 from tests.store.test_store_chunks import LEASE, TEAM, Store, part, store
 from tests.store.test_store_pauses import CANARY, REQUESTED, pause, resume, states
@@ -17,12 +19,12 @@ __all__ = ["store"]
 pytestmark = BOTH_STORES
 
 
-def planned(store: Store, *, canary: int = 1, later: int = 2, paused: PauseReason | None = None) -> str:
+def planned(store: Store, *, canary: int = 1, later: int = 2, paused: PauseReason | None = None, **values: Any) -> str:
     """A batch whose plan has so many chunks of two rows each in its canary, and so many after it."""
-    batch_id = store.submit()
+    batch_id = store.submit(**values)
     if paused is not None:
         pause(store, batch_id, paused)
-    chunks = [
+    staged = [
         PlannedChunk(
             number=number, rows=2, tokens=9, storage_key=f"c{number}", bytes=1, sha256="0", later=number >= canary
         )
@@ -30,8 +32,8 @@ def planned(store: Store, *, canary: int = 1, later: int = 2, paused: PauseReaso
     ]
     duty = store.duties.claim(DutyKind.PLAN, holder="h", lease_seconds=LEASE)
     assert duty is not None
-    rows = 2 * len(chunks)
-    store.life.activate(duty, Plan(storage_key="p", rows_total=rows, rows_done=0, rows_failed=0, chunks=chunks))
+    rows = 2 * len(staged)
+    store.life.activate(duty, Plan(storage_key="p", rows_total=rows, rows_done=0, rows_failed=0, chunks=staged))
     return batch_id
 
 
@@ -136,3 +138,28 @@ def test_a_batch_that_is_cancelled_before_the_verdict_ends(store: Store, when: s
     store.batches.cancel(TEAM, batch_id)
     assert states(store)["dropped"] >= 2
     assert (now(store, batch_id)[0], store.batches.get(TEAM, batch_id)["status"]) == (None, BatchStatus.CANCELLING)
+
+
+def test_what_waited_for_the_verdict_takes_its_turn_and_does_not_catch_up(store: Store) -> None:
+    batch_id = planned(store, later=3, fair_group="a")
+    store.planned(chunks=6, fair_group="b")
+    worker = store.worker()
+    for _ in range(4):
+        lease = store.claim(worker)
+        assert lease is not None
+        store.chunks.commit(lease, [part(0, rows=store.chunks.get(lease)["rows"])])
+    assert now(store, batch_id) == (CANARY, CanaryState.OPEN)
+    resume(store, batch_id)
+    claimed = [store.chunks.claim(worker, lease_seconds=LEASE) for _ in range(6)]
+    own = [chunk is not None and chunk["batch_id"] == batch_id for chunk in claimed]
+    assert own in ([True, False] * 3, [False, True] * 3)
+
+
+def test_what_waits_for_the_verdict_is_raised_with_its_batch(store: Store) -> None:
+    batch_id = planned(store, window_seconds=100, priority=-5)
+    store.now += 80
+    store.life.raise_due()
+    assert work(store, store.worker()) == 1
+    resume(store, batch_id)
+    with store.database.reading() as connection:
+        assert set(connection.scalars(select(chunks.c.priority).where(chunks.c.state == "pending"))) == {1000}
