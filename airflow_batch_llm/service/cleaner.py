@@ -35,7 +35,7 @@ from airflow_batch_llm.storage import open_storage
 from airflow_batch_llm.storage.base import Storage
 from airflow_batch_llm.store.byte_records import ByteRecords
 from airflow_batch_llm.store.cleaning import CleaningLostError, Cleanings, Turn
-from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.database import Database, StoreTroubleError
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.retention import EndedBatch, Retention
 
@@ -89,6 +89,9 @@ class Cleaner:
         while not over.is_set():
             try:
                 worked = self.run_once()
+            except StoreTroubleError as error:
+                log.warning("cleaning waits for the store: %s", error)
+                worked = False
             except Exception:
                 log.exception("cleaning broke off; it is tried again when its lease ends")
                 worked = False
