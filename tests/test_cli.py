@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -253,6 +254,16 @@ def test_what_goes_wrong_is_a_sentence_and_never_a_traceback(
     assert done.returncode in (1, 2)
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("batch_id", ["../models", "..", ".", "%2e%2e/models", "x/results", "x?a=b", "#", "ü", ""])
+@pytest.mark.parametrize("command", ["status", "cancel", "retry", "results"])
+def test_an_id_is_one_piece_of_a_path_and_leads_to_no_other_call(
+    service: RunningService, batch_llm: CommandLine, command: str, batch_id: str
+) -> None:
+    done = batch_llm(command, batch_id)
+    assert done.returncode == 1
+    assert re.search(r"No such batch: |/v1/batches/.*: (Not Found|Method not allowed)", done.stderr), done.stderr
 
 
 def test_the_command_is_a_process_that_ends_with_a_code(tmp_path: Path) -> None:

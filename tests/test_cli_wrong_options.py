@@ -84,6 +84,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["serve", "--scratch", "/proc/nope"], "/proc/nope of --scratch cannot be made or written"),
         (["serve", "--port", "99999"], "Invalid value for '--port'"),
         (["serve", "--port", "-1"], "Invalid value for '--port'"),
+        (["serve", "--storage", "ftp://x"], "--storage 'ftp://x' is not of the form s3://bucket"),
+        (["serve", "--storage", "s3://"], "--storage 's3://' is not of the form s3://bucket"),
+        (["serve", "--storage", "s3://lake//x"], "is not of the form s3://bucket"),
+        (["doctor", "--storage", "ftp://x"], "There is no store"),
+        (["serve", "--data-root", "s3://"], "The data root 's3://' is not of the form s3://bucket"),
+        (["serve", "--data-root", "s3://lake/../x"], "is not of the form s3://bucket"),
+        (["serve", "--data-root", "ftp://x"], "is not a folder"),
+        (["serve", "--team-root", "red=s3://"], "The data root 's3://' is not of the form s3://bucket"),
+        (["up", "--model", "m", "--vllm", "true", "--data-root", "s3://"], "is not of the form s3://bucket"),
         (["serve", "--keep-days", "inf"], "Invalid value for '--keep-days'"),
         (["serve", "--keep-days", "nan"], "Invalid value for '--keep-days'"),
         (["serve", "--record-days", "1e300"], "Invalid value for '--record-days'"),
@@ -113,7 +122,8 @@ def test_right_options_start_what_they_name(batch_llm: CommandLine, started: lis
     assert batch_llm(*WORK, "--name", "gpu 1 (ü)", "--home", str(tmp_path), **{TOKEN_VARIABLE: TOKEN}).returncode == 0
     elsewhere = ["work", "--model", "m", "--vllm", "/nope", "--endpoint", "http://h:1/v1"]
     assert batch_llm(*elsewhere, **{TOKEN_VARIABLE: TOKEN}).returncode == 0
-    assert batch_llm("serve", "--keep-days", "0.5", "--port", "0").returncode == 0
+    roots = ["--storage", "s3://lake/own/", "--data-root", "s3://lake", "--data-root", "s3://sea/a b/c/"]
+    assert batch_llm("serve", "--keep-days", "0.5", "--port", "0", *roots).returncode == 0
     assert batch_llm("up", "--model", "m", "--vllm", "true").returncode == 0
     assert started == ["work", "work", "serve", "up"]
     assert (tmp_path / "workers" / "gpu 1 (ü)").is_dir()

@@ -39,6 +39,7 @@ from airflow_batch_llm.settings import (
     WebhookSettings,
     WorkerSettings,
 )
+from airflow_batch_llm.storage import bucket_and_prefix
 
 DataRoot = Annotated[
     list[str] | None,
@@ -135,6 +136,8 @@ def serve(
     from airflow_batch_llm.service.app import serve as run
 
     log_to_stderr()
+    if storage is not None:
+        bucket_and_prefix(storage, option="--storage")
     settings = ServiceSettings(
         home=_folder(home, "--home"),
         **_roots(data_root),
@@ -280,6 +283,8 @@ def _folder(path: Path, option: str) -> Path:
 def _roots(given: list[str] | None) -> dict[str, Any]:
     """The data roots as settings: local folders, and prefixes on S3."""
     prefixes = tuple(root for root in given or () if root.startswith("s3://"))
+    for prefix in prefixes:
+        bucket_and_prefix(prefix, option="The data root")
     roots = tuple(real(Path(root)) for root in given or ["."] if not root.startswith("s3://"))
     for root in roots:
         if not root.is_dir():

@@ -18,6 +18,7 @@ from airflow_batch_llm.client.batch_client import (
     cancel_body,
     headers,
     present,
+    segment,
 )
 from airflow_batch_llm.client.replicas import REPEATABLE, async_transport, base_urls
 from airflow_batch_llm.wire import Batch, BatchChangeList, BatchList, BatchWatch
@@ -47,7 +48,7 @@ class AsyncBatchClient:
 
     async def get(self, batch_id: str) -> Batch:
         async with self._translated():
-            response = await self._http.get(f"/v1/batches/{batch_id}")
+            response = await self._http.get(f"/v1/batches/{segment(batch_id)}")
         return parsed(Batch, response, self.url)
 
     async def watch(
@@ -72,7 +73,7 @@ class AsyncBatchClient:
     async def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; with a ``holder`` it counts only while that holds it."""
         async with self._translated():
-            path = f"/v1/batches/{batch_id}/cancel"
+            path = f"/v1/batches/{segment(batch_id)}/cancel"
             response = await self._http.post(path, json=cancel_body(holder), extensions=REPEATABLE)
         return parsed(Batch, response, self.url)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -94,7 +95,7 @@ class BatchClient:
         )
 
     def get(self, batch_id: str) -> Batch:
-        return self._call(Batch, "GET", f"/v1/batches/{batch_id}")
+        return self._call(Batch, "GET", f"/v1/batches/{segment(batch_id)}")
 
     def list(self, *, after: str | None = None, limit: int = 20, group: str | None = None) -> BatchList:
         """One page of batches, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 100.
@@ -121,21 +122,21 @@ class BatchClient:
     def cancel(self, batch_id: str, *, holder: str | None = None) -> Batch:
         """Asks for the batch's end; what was done is kept. With a ``holder`` it counts only while that holds it."""
         return self._call(
-            Batch, "POST", f"/v1/batches/{batch_id}/cancel", json=cancel_body(holder), extensions=REPEATABLE
+            Batch, "POST", f"/v1/batches/{segment(batch_id)}/cancel", json=cancel_body(holder), extensions=REPEATABLE
         )
 
     def retry(self, batch_id: str) -> Batch:
         """A new generation of an ended batch, for its rows that failed, expired or were cancelled."""
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/retry", extensions=REPEATABLE)
+        return self._call(Batch, "POST", f"/v1/batches/{segment(batch_id)}/retry", extensions=REPEATABLE)
 
     def pause(self, batch_id: str) -> Batch:
         """Keeps workers from getting more of a batch, until it is resumed; what they hold goes on to its end."""
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/pause", extensions=REPEATABLE)
+        return self._call(Batch, "POST", f"/v1/batches/{segment(batch_id)}/pause", extensions=REPEATABLE)
 
     def resume(self, batch_id: str, *, reason: PauseReason | None = None) -> Batch:
         """Lets a paused batch go on, whoever paused it; with a ``reason`` only one that is paused for that."""
         body = BatchResume(reason=reason).model_dump(mode="json")
-        return self._call(Batch, "POST", f"/v1/batches/{batch_id}/resume", json=body, extensions=REPEATABLE)
+        return self._call(Batch, "POST", f"/v1/batches/{segment(batch_id)}/resume", json=body, extensions=REPEATABLE)
 
     def models(self) -> ModelList:
         """The models that living workers serve. Needs a valid token, so it also tests a connection."""
@@ -160,7 +161,7 @@ class BatchClient:
         while left is None or left > 0:
             asked = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
             params = present(after=after, limit=asked, status=status)
-            page = self._call(ResultPage, "GET", f"/v1/batches/{batch_id}/results", params=params)
+            page = self._call(ResultPage, "GET", f"/v1/batches/{segment(batch_id)}/results", params=params)
             yield from page.data
             after = page.last_id
             left = None if left is None else left - len(page.data)
@@ -180,11 +181,11 @@ class BatchClient:
         return self._upload(name, content, purpose, None)
 
     def file(self, file_id: str) -> FileObject:
-        return self._call(FileObject, "GET", f"/v1/files/{file_id}")
+        return self._call(FileObject, "GET", f"/v1/files/{segment(file_id)}")
 
     def file_lines(self, file_id: str) -> Iterator[bytes]:
         """The lines of a file without their line feeds, streamed."""
-        path = f"/v1/files/{file_id}/content"
+        path = f"/v1/files/{segment(file_id)}/content"
         with translated(self.url), self._http.stream("GET", path, follow_redirects=True) as response:
             if not response.is_success:
                 response.read()
@@ -193,7 +194,7 @@ class BatchClient:
 
     def delete_file(self, file_id: str) -> None:
         with translated(self.url):
-            response = self._http.delete(f"/v1/files/{file_id}")
+            response = self._http.delete(f"/v1/files/{segment(file_id)}")
         checked(response, self.url)
 
     def _upload(self, name: str, content: IO[bytes] | bytes, purpose: str, expires_after: int | None) -> FileObject:
@@ -218,6 +219,12 @@ class BatchClient:
 def cancel_body(holder: str | None) -> dict[str, str] | None:
     """What a cancel says; nothing at all without a holder, since other servers take no body there."""
     return None if holder is None else BatchCancel(holder=holder).model_dump(exclude_none=True)
+
+
+def segment(name: str) -> str:
+    """An id as one piece of a path, whatever is in it: nothing of it leads to another call."""
+    quoted = quote(name, safe="")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E") or "%20"
 
 
 def headers(token: str | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from airflow_batch_llm import __version__
 from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
 from airflow_batch_llm.service.changes import Changes
 from airflow_batch_llm.service.gate import Gate
+from airflow_batch_llm.service.listening import address, bound
 from airflow_batch_llm.service.notifier import check_webhooks
 from airflow_batch_llm.service.plain_values import only_plain_values
 from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
@@ -59,27 +60,29 @@ def serve(settings: ServiceSettings) -> None:
     """Runs the service until it is asked to end."""
     check_webhooks(settings.webhooks)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with scratch_folder(settings.scratch_root):
-        _serve(settings)
+    with bound(settings.host, settings.port) as sockets, scratch_folder(settings.scratch_root):
+        _serve(settings, sockets)
 
 
-def _serve(settings: ServiceSettings) -> None:
+def _serve(settings: ServiceSettings, sockets: list[socket.socket]) -> None:
     state = ServiceState.open(settings)
     supervisor = Supervisor(settings, state.duties, state.life)
     supervisor.start()
-    log.info("serving on http://%s:%d, home %s", settings.host, settings.port, settings.home)
-    config = uvicorn.Config(
-        create_app(state), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
-    )
+    config = uvicorn.Config(create_app(state), log_level="warning", timeout_graceful_shutdown=5)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config).run()
+            _Server(config).run(sockets)
     finally:
         supervisor.stop()
 
 
 class _Server(uvicorn.Server):
-    """Lets those go who wait for changes before it waits for their connections."""
+    """Says when it serves, and lets those go who wait for changes before it waits for their connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        home = self.config.app.state.service.settings.home  # type: ignore[union-attr]
+        log.info("serving on %s, home %s", address(sockets or []), home)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.changes.close()  # type: ignore[union-attr]

@@ -89,6 +89,9 @@ class Cleaner:
         while not over.is_set():
             try:
                 worked = self.run_once()
+            except StoreTroubleError as error:
+                log.warning("cleaning waits for the store: %s", error)
+                worked = False
             except Exception:
                 log.exception("cleaning broke off; it is tried again when its lease ends")
                 worked = False

@@ -18,6 +18,7 @@ from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_context import DutyContext
 from airflow_batch_llm.service.scratch import scratch_folder
 from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.store.database import StoreTroubleError
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ def _work(duty_runner: DutyRunner, kind: DutyKind) -> None:
     while True:
         try:
             worked = duty_runner.run_once()
+        except StoreTroubleError as error:
+            log.warning("a %s duty waits for the store: %s", kind, error)
+            worked = False
         except Exception:
             log.exception("a %s duty broke off; it is tried again when its lease ends", kind)
             worked = False

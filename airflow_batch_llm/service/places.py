@@ -6,22 +6,18 @@ through.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.settings import ServiceSettings
+from airflow_batch_llm.storage import BUCKET, S3, bucket_and_prefix
 from airflow_batch_llm.storage.local_tree import LocalTree
 from airflow_batch_llm.storage.s3_tree import S3Tree
 from airflow_batch_llm.storage.tree import Tree
-
-S3: Final = "s3://"
-_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,11 @@ class Places:
     roots: tuple[Path, ...]
     prefixes: tuple[str, ...] = ()
     """``s3://bucket`` or ``s3://bucket/some/folder``."""
+
+    def __post_init__(self) -> None:
+        """Raises :class:`InvalidRequestError` for a prefix without a bucket: every bucket would be below it."""
+        for prefix in self.prefixes:
+            bucket_and_prefix(prefix, option="The data root")
 
     @cached_property
     def local(self) -> LocalTree:
@@ -73,7 +74,7 @@ class Places:
 
     def _in_bucket(self, uri: str, param: str) -> str:
         bucket, _, key = uri.removeprefix(S3).partition("/")
-        if not _BUCKET.fullmatch(bucket) or "\0" in key or len(key.encode(errors="replace")) > 1_024:
+        if not BUCKET.fullmatch(bucket) or "\0" in key or len(key.encode(errors="replace")) > 1_024:
             raise InvalidRequestError(
                 f"The {param.rpartition('.')[2]} {uri[:200]!r} is not a usable place: it looks like "
                 "s3://bucket/folder/file.parquet, with a key of at most 1,024 bytes. Nothing was submitted.",
@@ -95,9 +96,15 @@ class Places:
 
 @dataclass(frozen=True)
 class TeamPlaces:
-    """The places of each team that a service was started with."""
+    """The places of each team that a service was started with.
+
+    Raises :class:`InvalidRequestError` where one of them cannot be a place.
+    """
 
     settings: ServiceSettings
+
+    def __post_init__(self) -> None:
+        self.of("")
 
     def of(self, team: str) -> Places:
         """The team's own places; where it has none, those that all such teams share."""

@@ -15,7 +15,7 @@ from airflow_batch_llm.models import FilePurpose
 from airflow_batch_llm.service.formats import ENDINGS, FileFormat
 from airflow_batch_llm.service.path_pattern import PathPattern
 from airflow_batch_llm.service.places import Places
-from airflow_batch_llm.storage.base import Storage
+from airflow_batch_llm.storage.base import Storage, UnusableError
 from airflow_batch_llm.storage.local_tree import OutsideError
 from airflow_batch_llm.storage.tree import Entry
 from airflow_batch_llm.store.files import FILE_ID, StoredFile
@@ -92,6 +92,15 @@ class SourceFinder:
                 found[file.uri] = file
         except OutsideError as error:
             raise _refused("place_not_allowed", str(error)) from error
+        except UnusableError as error:
+            raise _refused(
+                "source_not_usable",
+                f"The source {_shown(error.filename)} cannot be read: {error.strerror}. "
+                "Mend it, or name a pattern that leaves it out.",
+            ) from error
+        except FileNotFoundError as error:  # a bucket that is not there, or a file that went while it was looked at
+            said = f"{error.strerror} ({_shown(error.filename)})." if error.strerror else str(error)
+            raise _refused("source_not_found", f"The source is not there: {said}") from error
         return list(found.values())
 
     def _files_at(self, place: str, look: _Look) -> Iterator[SourceFile]:
@@ -115,11 +124,12 @@ class SourceFinder:
         count = 0
         for entry in self.places.tree(base).list(base, wanted):
             named = entry.uri
+            _check_text(named)
             form = FileFormat.of_name(named)
             if form is None:
                 raise _refused(
                     "format_not_supported",
-                    f"{named}, which the source {wanted or base} takes in, does not end in {ENDINGS}. "
+                    f"{_shown(named)}, which the source {wanted or base} takes in, does not end in {ENDINGS}. "
                     "Name a pattern such as *.parquet to leave it out; names that begin with . or _ are left out.",
                 )
             self.places.resolve(named, param=PARAM)  # a symbolic link may lead out of the data root
@@ -192,6 +202,23 @@ class _Uploads:
 
     def open(self, entry: Entry) -> AbstractContextManager[BinaryIO]:
         return self.storage.open(self.key)
+
+
+def _check_text(uri: str) -> None:
+    """A name in other bytes than UTF-8 can neither be sent nor stored, so no plan could name the file."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(
+            "invalid_file_name",
+            f"The name of {_shown(uri)}, which the source takes in, is not UTF-8. Rename it, or name a pattern that "
+            "leaves it out.",
+        ) from error
+
+
+def _shown(name: str) -> str:
+    """A file's name as a text, whatever bytes it has."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _format(uri: str) -> FileFormat:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from airflow_batch_llm import clock
@@ -50,7 +51,8 @@ def check_repeatable(state: ServiceState, team: str, record: Mapping[str, Any]) 
         return
     spec = DatasetSpec.model_validate(record["dataset"])
     owner = Owner.of(team, record["key"], record["series"], state.target_notes)
-    checked = check_dataset(spec, record["endpoint"], state.finder(team), owner=owner)
+    with _readable():
+        checked = check_dataset(spec, record["endpoint"], state.finder(team), owner=owner)
     if content_sha256(spec, record["model"], record["endpoint"], checked.files) != record["content_sha256"]:
         raise ConflictError(
             f"Source {checked.shown_source} has changed since batch {record['id']} was submitted. Nothing was "
@@ -81,7 +83,8 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
             "endpoint",
         )
     owner = Owner.of(team, create.key, create.series, state.target_notes)
-    checked = check_dataset(create.dataset, endpoint, state.finder(team), owner=owner, writes=not create.dry_run)
+    with _readable():
+        checked = check_dataset(create.dataset, endpoint, state.finder(team), owner=owner, writes=not create.dry_run)
     return NewBatch(
         content_sha256=content_sha256(create.dataset, create.model, endpoint, checked.files, dry_run=create.dry_run),
         dataset=create.dataset.model_dump(mode="json"),
@@ -92,6 +95,21 @@ def _of_dataset(state: ServiceState, team: str, create: BatchCreate) -> NewBatch
         canary_rows=create.canary_rows,
         **_common(create),
     )
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What this service may not look at on a disk stays so, however often it is asked: that is no 503."""
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        raise _refused(
+            f"The service may not read {error.filename}: {error.strerror}. Allow it, or name another place.",
+            "place_not_readable",
+            "dataset",
+        ) from error
 
 
 def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:

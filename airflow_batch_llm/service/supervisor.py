@@ -97,14 +97,16 @@ class Supervisor:
         """Ends a dead process's leases at once; where the store is away they end by themselves."""
         try:
             self.duties.free_those_of(holder, lost=lost)
-        except StoreTroubleError:
-            log.warning("could not free the duties of %s", holder, exc_info=True)
+        except StoreTroubleError as error:
+            log.warning("could not free the duties of %s: %s", holder, error)
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):
             for tidy in (self.life.expire_due, self.life.raise_due, self.life.settle_ending):
                 try:
                     tidy()
+                except StoreTroubleError as error:
+                    log.warning("%s waits for the store: %s", tidy.__name__, error)
                 except Exception:
                     log.exception("%s broke off; it is tried again", tidy.__name__)
 
@@ -113,6 +115,9 @@ class Supervisor:
             while not self._over.is_set():
                 try:
                     worked = notifier.run_once()
+                except StoreTroubleError as error:
+                    log.warning("a notify duty waits for the store: %s", error)
+                    worked = False
                 except Exception:
                     log.exception("a notify duty broke off; it is tried again when its lease ends")
                     worked = False

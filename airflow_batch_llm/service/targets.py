@@ -17,6 +17,7 @@ from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.service.formats import ENDINGS, FileFormat
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.source_files import UPLOADED
+from airflow_batch_llm.storage.base import UnusableError
 from airflow_batch_llm.storage.tree import Entry, Tree
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.wire import FOLDER_MANIFEST, DatasetSpec, Manifest
@@ -119,22 +120,29 @@ def check_free(places: Places, target: Target, *, overwrite: bool, owner: Owner)
     if overwrite:
         return
     tree = places.tree(target.uri)
-    manifest = read_manifest(tree, target.manifest_uri)
-    if owner.named_by(manifest):
-        return
-    if target.folder:
-        free = manifest is None and owner.has_files(tree.list(target.uri) if tree.is_folder(target.uri) else ())
-    else:
-        standing = tree.stat(target.uri)
-        free = standing is None or owner.has_file(tree, standing)
-    if free:
-        return
+    try:
+        manifest = read_manifest(tree, target.manifest_uri)
+        if owner.named_by(manifest) or _is_free(tree, target, manifest, owner):
+            return
+    except UnusableError as error:
+        raise _refused(
+            "target_not_usable",
+            f"Target {target.uri} cannot be used for what stands there: {error.strerror} ({error.filename}). "
+            "Choose another target, or mend this one.",
+        ) from error
     written = f"batch {manifest.batch_id} wrote it" if manifest else "no manifest stands beside it"
     what = "is a folder with tables in it" if target.folder else "exists"
     raise _refused(
         "target_exists",
         f"Target {target.uri} {what} ({written}). Choose another target, or allow it to be replaced with overwrite.",
     )
+
+
+def _is_free(tree: Tree, target: Target, manifest: Manifest | None, owner: Owner) -> bool:
+    if target.folder:
+        return manifest is None and owner.has_files(tree.list(target.uri) if tree.is_folder(target.uri) else ())
+    standing = tree.stat(target.uri)
+    return standing is None or owner.has_file(tree, standing)
 
 
 def batch_of(uri: str) -> str | None:

@@ -6,6 +6,7 @@ Every error of a storage or of a tree of tables is an :class:`OSError`, and whic
     ├── FileNotFoundError     nothing is there, for certain
     ├── FileExistsError       something stands where it must not be replaced
     ├── PermissionError       it may not be read or written: somebody has to allow it
+    ├── UnusableError         what is there is no file that can be read, for certain: somebody has to mend it
     ├── ChangedError          what is there is another version than the one that was looked at
     └── StorageTroubleError   nothing is known: try again
 """
@@ -17,6 +18,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
+
+
+class UnusableError(OSError):
+    """What stands there is neither a file nor a folder, or a link that leads to nothing or back to where it began."""
 
 
 class ChangedError(OSError):

@@ -10,10 +10,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from airflow_batch_llm.storage.base import ChangedError
+from airflow_batch_llm.storage.base import ChangedError, UnusableError
 from airflow_batch_llm.storage.tree import Entry, Wanted
+
+MOST_FOLDERS: Final = 200
+"""In one another, below the one that is listed: far more than any table has, and far from where Python gives up."""
 
 
 class OutsideError(PermissionError):
@@ -36,7 +39,7 @@ class LocalTree:
         if found is None or stat.S_ISDIR(found.st_mode):
             return None
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "This is neither a file nor a folder", uri)
+            raise UnusableError(errno.EINVAL, "This is neither a file nor a folder", uri)
         return _entry(path, found)
 
     def is_folder(self, uri: str) -> bool:
@@ -103,8 +106,10 @@ class LocalTree:
     def _below(self, folder: Path, wanted: Wanted | None, *, above: tuple[str, ...]) -> Iterator[Entry]:
         """What is below ``folder``, which lies in the folders ``above``, their links resolved."""
         real = os.path.realpath(self._path(str(folder)))
+        if len(above) > MOST_FOLDERS:
+            raise UnusableError(errno.ELOOP, f"More than {MOST_FOLDERS} folders lie in one another", str(folder))
         if real in above:
-            raise OSError(errno.ELOOP, "A link leads back to a folder above it", str(folder))
+            raise UnusableError(errno.ELOOP, "A link leads back to a folder above it", str(folder))
         for name in _names(folder):
             path = folder / name.removesuffix("/")
             if name.endswith("/"):
@@ -115,14 +120,24 @@ class LocalTree:
             elif (entry := self.stat(str(path))) is not None:
                 yield entry
             elif path.is_symlink():
-                raise FileNotFoundError(errno.ENOENT, "A link leads to nothing", str(path))
+                raise UnusableError(errno.ENOENT, "A link leads to nothing", str(path))
 
 
 def _names(folder: Path) -> list[str]:
     """The names in a folder, those of folders with a ``/``: so their order is also that of everything below them."""
     with os.scandir(folder) as found:
         seen = [entry for entry in found if not entry.name.startswith((".", "_"))]
-        return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in seen)
+        return sorted(f"{entry.name}/" if _leads_to_folder(entry) else entry.name for entry in seen)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """A link whose end is not to be found is taken for a file: only where that is wanted it is looked at."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -130,6 +145,10 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UnusableError(errno.ELOOP, "Too many symbolic links, one behind the other", str(path)) from error
 
 
 def _entry(path: Path, found: os.stat_result) -> Entry:

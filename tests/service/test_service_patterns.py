@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,8 @@ from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.source_files import MOST_CHARACTERS, MOST_PLACES, SourceFinder
 from airflow_batch_llm.storage.local import LocalStorage
 from airflow_batch_llm.store.files import StoredFile
+from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
+from tests.conftest import RunningService
 
 PIECES = ["*", "**", "**/", "?", "/", "a", "b", ".csv", "\n", "ä", "[", "(", "+", "\\"]
 
@@ -119,3 +123,66 @@ def test_a_source_has_so_many_places_of_such_a_length_at_most(finder: SourceFind
         finder.find(["missing.csv"] * (MOST_PLACES + 1))
     with pytest.raises(InvalidRequestError, match="is 4,097 characters long, and at most 4,096 go"):
         finder.find(["a.csv", "*" * (MOST_CHARACTERS + 1)])
+
+
+def spoilt(finder: SourceFinder, how: str) -> str:
+    """Puts something into a folder that no source can be read with; gives a part of its name as messages show it."""
+    folder = finder.places.roots[0] / "d"
+    write(finder, "d/a.csv", "d/e/b.csv")
+    path = folder / f"bad.{how}.csv"
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "link to nothing":
+        path.symlink_to(folder / "nothing")
+    elif how == "link to itself":
+        path.symlink_to(path)
+    elif how == "circle":
+        path.symlink_to(folder)
+    else:
+        (folder / "a.csv").rename(os.fsdecode(os.fsencode(folder) + b"/bad.\xff.csv"))
+        write(finder, "d/a.csv")
+        return "bad.\\xff.csv"
+    return path.name
+
+
+@pytest.mark.parametrize("how", ["pipe", "link to nothing", "link to itself", "circle", "name"])
+def test_what_is_wrong_in_a_folder_is_named_and_a_pattern_can_leave_it_out(finder: SourceFinder, how: str) -> None:
+    name = spoilt(finder, how)
+    for source in ("d/", "d/**/*.csv", "d/bad*"):
+        if (how, source) == ("circle", "d/bad*"):
+            continue  # a folder is no match
+        with pytest.raises(InvalidRequestError) as caught:
+            finder.find(source)
+        assert caught.value.code == ("invalid_file_name" if how == "name" else "source_not_usable")
+        assert name in caught.value.message
+        assert "Nothing was submitted." in caught.value.message
+    for source, found in (("d/a*.csv", ["a.csv"]), ("d/?.csv", ["a.csv"]), ("d/e*/*.csv", ["b.csv"])):
+        assert [Path(file.uri).name for file in finder.find(source)] == found
+
+
+def test_what_a_user_has_to_mend_is_no_trouble_of_the_service(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 503 is what clients repeat."""
+    root = service.data_root
+    (root / "a.csv").write_text("text\na\n")
+    os.mkfifo(root / "pipe.csv")
+    (root / "locked").mkdir()
+    really = os.scandir
+
+    def scandir(path: Path) -> Any:  # whoever runs the tests may be one to whom nothing is locked
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for source, target, code, says in (
+        ("pipe.csv", "t.csv", "source_not_usable", "pipe.csv cannot be read: This is neither a file nor a folder."),
+        ("locked/", "t.csv", "place_not_readable", f"may not read {root}/locked: Permission denied."),
+        ("a.csv", "pipe.csv", "target_not_usable", "This is neither a file nor a folder"),
+    ):
+        spec = DatasetSpec(source=source, target=target, messages=[Message(role="user", content="{text}")])
+        with pytest.raises(InvalidRequestError) as caught:
+            service.client.submit(BatchCreate(dataset=spec, model="m"))
+        assert caught.value.code == code
+        assert says in caught.value.message

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.storage.base import ChangedError
-from airflow_batch_llm.storage.local_tree import LocalTree
+from airflow_batch_llm.storage.base import ChangedError, UnusableError
+from airflow_batch_llm.storage.local_tree import MOST_FOLDERS, LocalTree
 
 
 @pytest.fixture
@@ -61,7 +61,37 @@ def test_a_link_that_leads_in_a_circle_is_an_error(tables: Path) -> None:
 def test_a_link_to_nothing_is_an_error_where_files_are_listed(tables: Path) -> None:
     (tables / "a").symlink_to(tables / "nothing")
     assert LocalTree().stat(f"{tables}/a") is None
-    with pytest.raises(FileNotFoundError, match="leads to nothing"):
+    with pytest.raises(UnusableError, match="leads to nothing"):
+        list(LocalTree().list(str(tables)))
+
+
+class Only:
+    """Wants files of one ending, and no folder below the first."""
+
+    def file(self, uri: str) -> bool:
+        return uri.endswith(".csv")
+
+    def folder(self, uri: str) -> bool:
+        return False
+
+
+def test_what_is_not_wanted_may_be_anything(tables: Path) -> None:
+    (tables / "a.csv").write_bytes(b"")
+    (tables / "nothing").symlink_to(tables / "nowhere")
+    (tables / "self").symlink_to(tables / "self")
+    (tables / "up").symlink_to(tables)
+    os.mkfifo(tables / "pipe")
+    assert [entry.uri for entry in LocalTree().list(str(tables), Only())] == [f"{tables}/a.csv"]
+    (tables / "b.csv").symlink_to(tables / "b.csv")
+    with pytest.raises(UnusableError, match="symbolic links"):
+        list(LocalTree().list(str(tables), Only()))
+
+
+def test_folders_that_lie_too_deep_in_one_another_are_an_error(tables: Path) -> None:
+    (tables / "/".join("a" * MOST_FOLDERS)).mkdir(parents=True)
+    assert list(LocalTree().list(str(tables))) == []
+    (tables / "/".join("a" * (MOST_FOLDERS + 1))).mkdir()
+    with pytest.raises(UnusableError, match="More than 200 folders"):
         list(LocalTree().list(str(tables)))
 
 
