@@ -20,6 +20,7 @@ TOLD_SECONDS: Final = 600.0
 class Follower:
     """One that waits for a batch. Of several snapshots that it did not come to look at, it gets the last one."""
 
+    batch_id: str
     _batch: Batch | None = None
     _trouble: str | None = None
     _refusal: Exception | None = None

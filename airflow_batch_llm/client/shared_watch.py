@@ -33,6 +33,11 @@ QUIET_SECONDS: Final = 30.0
 PATIENCE_SECONDS: Final = 600.0
 """For how long a token may be refused, or a connection be unreadable, before those who wait are refused."""
 
+TOLD_AT_ONCE: Final = 50
+TOLD_PAUSE: Final = 0.01
+"""Followers told before the event loop has its turn, in seconds. Each may write to its log, and in Airflow 3.3 logs go
+through a pipe that blocks the loop when it is full, while the other end may be blocked by what the loop is to read."""
+
 Connect = Callable[[], Awaitable[AsyncBatchClient]]
 """Gives a new client of the service, at the address and with the token that hold now."""
 
@@ -105,7 +110,7 @@ class _Group:
         self._warned = False
 
     def join(self, batch_id: str) -> Follower:
-        follower = Follower()
+        follower = Follower(batch_id)
         watched = self.watched.setdefault(batch_id, Watched())
         watched.followers.add(follower)
         watched.version = None
@@ -136,7 +141,7 @@ class _Group:
                             await self._round(client)
                             pause = FIRST_PAUSE
                 except Exception as error:  # noqa: BLE001 (whoever waits is told of it, and it may be better soon)
-                    self._has_trouble(error)
+                    await self._has_trouble(error)
                     await self._paused(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
                     pause = min(2 * pause, LONGEST_PAUSE)
         finally:  # also where this task is cancelled: nobody must wait for it then
@@ -161,7 +166,7 @@ class _Group:
         wait = max(0.0, self._progress_at - loop.time())
         answer = await self._unless_moved(client.watch(self._seen(self.watched), wait=wait, changes="status"))
         if answer is not None:
-            self._tell(answer)
+            await self._tell(answer)
             if answer.has_more:
                 self._next_at = loop.time()
 
@@ -170,7 +175,7 @@ class _Group:
         remaining = iter(list(self.watched))
         while batch_ids := list(islice(remaining, MOST_CHANGED)):
             if seen := self._seen(batch_ids):
-                self._tell(await client.watch(seen, wait=0, changes="all"))
+                await self._tell(await client.watch(seen, wait=0, changes="all"))
 
     def _seen(self, batch_ids: Iterable[str]) -> dict[str, str | None]:
         return {batch_id: self.watched[batch_id].version for batch_id in batch_ids if batch_id in self.watched}
@@ -190,22 +195,23 @@ class _Group:
                 task.cancel()
             await asyncio.gather(asked, moved, return_exceptions=True)
 
-    def _tell(self, answer: BatchChangeList) -> None:
+    async def _tell(self, answer: BatchChangeList) -> None:
         self._trouble_since = None
         if self._warned:
             self._warned = False
-            for follower in self._followers(*self.watched):
+            async for follower in self._in_turn(*self.watched):
                 follower.relieve()
-        for changed in answer.changed:
-            if changed.batch.id in self.watched:
-                self.watched[changed.batch.id].version = changed.version
-                for follower in self._followers(changed.batch.id):
-                    follower.tell(changed.batch)
         for batch_id in answer.gone:
             for follower in self._followers(batch_id):
                 follower.refuse(NotFoundError(f"There is no batch {batch_id!r}, or it is another team's."))
+        news = {changed.batch.id: changed for changed in answer.changed}
+        for batch_id in news.keys() & self.watched.keys():
+            self.watched[batch_id].version = news[batch_id].version
+        ended_first = sorted(news, key=lambda batch_id: not news[batch_id].batch.status.ended)
+        async for follower in self._in_turn(*ended_first):
+            follower.tell(news[follower.batch_id].batch)
 
-    def _has_trouble(self, error: Exception) -> None:
+    async def _has_trouble(self, error: Exception) -> None:
         """Tells of an error that lasts; one that says more than that the service is away is not borne for ever."""
         now = asyncio.get_running_loop().time()
         if self._trouble_since is None:
@@ -217,8 +223,15 @@ class _Group:
         elif lasted >= QUIET_SECONDS:
             self._warned = True
             how_long = "for as long as it takes" if away else f"for {PATIENCE_SECONDS / 60:.0f} minutes in all"
-            for follower in self._followers(*self.watched):
+            async for follower in self._in_turn(*self.watched):
                 follower.warn(f"{error or type(error).__name__} It is tried again, {how_long}.")
+
+    async def _in_turn(self, *batch_ids: str) -> AsyncGenerator[Follower]:
+        """The followers, with a pause after some of them."""
+        for number, follower in enumerate(list(self._followers(*batch_ids)), 1):
+            yield follower
+            if number % TOLD_AT_ONCE == 0:
+                await asyncio.sleep(TOLD_PAUSE)
 
     def _refuse(self, error: Exception) -> None:
         self.over = True
