@@ -357,7 +357,7 @@ def test_a_cancel_elsewhere_has_no_body(foreign: ForeignServer) -> None:
 
 def test_a_trigger_stored_by_an_older_version_still_loads() -> None:
     stored = {"conn_id": "c", "batch_id": "b", "holder": "try-1", "poll_interval": 5.0, "cancel_on_kill": True}
-    assert BatchLLMTrigger(**stored).serialize()[1] == stored
+    assert BatchLLMTrigger(**stored).serialize()[1] == {**stored, "gated": False}
 
 
 @pytest.mark.parametrize("deferrable", [True, False])

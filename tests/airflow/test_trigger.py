@@ -53,7 +53,7 @@ def test_a_trigger_survives_airflows_storing_of_it() -> None:
 
 def test_a_trigger_holds_ids_and_numbers_only() -> None:
     _, arguments = trigger("batch_1").serialize()
-    assert sorted(arguments) == ["batch_id", "cancel_on_kill", "conn_id", "holder", "poll_interval"]
+    assert sorted(arguments) == ["batch_id", "cancel_on_kill", "conn_id", "gated", "holder", "poll_interval"]
 
 
 def test_what_airflow_could_not_store_is_refused() -> None:
