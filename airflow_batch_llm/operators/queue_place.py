@@ -116,7 +116,7 @@ def _parsed(text: str) -> datetime:
         parsed = pendulum.parse(text.strip())
     except ValueError as error:
         raise AirflowFailException(_no_deadline(text)) from error
-    if not isinstance(parsed, datetime):
+    if not isinstance(parsed, pendulum.DateTime):
         raise AirflowFailException(_no_deadline(text))
     return parsed
 

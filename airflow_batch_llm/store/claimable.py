@@ -15,13 +15,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, bindparam, case, exists, func, select, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    tuple_,
+)
 
 from airflow_batch_llm.models import BatchStatus, ChunkState
 from airflow_batch_llm.store.pools import may_be_done_by
 from airflow_batch_llm.store.tables import batches, chunks, worker_models, workers
 
-_WORKER = bindparam("worker_id")
+_WORKER: BindParameter[str] = bindparam("worker_id")
 _SERVES = select(worker_models.c.model, worker_models.c.endpoint).where(worker_models.c.worker_id == _WORKER)
 _SERVED = tuple_(chunks.c.model, chunks.c.endpoint).in_(_SERVES)
 
@@ -77,7 +89,8 @@ class ClaimableChunks:
         query = select(chunks.c.id, chunks.c.priority, chunks.c.due).where(chunks.c.id.in_(fronts.values()))
         orders = {row.id: (-row.priority, row.due) for row in connection.execute(query)}
         several = len({lane.team for lane in fronts}) > 1
-        in_work = dict(connection.execute(IN_WORK, {"worker_id": worker_id}).tuples().all()) if several else {}
+        counts = connection.execute(IN_WORK, {"worker_id": worker_id}).tuples().all() if several else ()
+        in_work: dict[str, int] = dict(counts)
 
         def urgency(lane: Lane) -> tuple[float, ...]:
             served = (self._served.get(lane.team, 0), self._served.get(lane, 0))

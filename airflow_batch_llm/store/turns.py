@@ -66,7 +66,7 @@ def due_of(batch: Mapping[str, Any]) -> float:
     if ends is None:
         return NO_DUE
     step = 2.0 ** math.floor(math.log2(max(1.0, (ends - begun) / _EXACTNESS)))
-    return math.floor(ends / step) * step
+    return float(math.floor(ends / step) * step)
 
 
 def lock_turns(connection: Connection, database: Database, batch_id: str) -> None:

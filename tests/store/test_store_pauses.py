@@ -80,6 +80,7 @@ def test_a_chunk_that_comes_back_to_a_paused_batch_waits_too(store: Store, way: 
         store.now += 1
     worker = store.worker("another")
     assert store.claim(worker) is None
+    assert set(states(store)) == {"held" if way in ("released", "split") else "leased"}
     resume(store, batch_id)
     again = store.claim(worker)
     assert again is not None
@@ -96,6 +97,7 @@ def test_a_batch_that_is_paused_before_its_plan_is_planned_and_waits(store: Stor
     assert store.status(batch_id) == "in_progress"
     worker = store.worker()
     assert store.claim(worker) is None
+    assert states(store) == {"held": 1}
     resume(store, batch_id)
     assert store.claim(worker) is not None
 

@@ -24,8 +24,8 @@ def upgrade() -> None:
     op.add_column("chunks", sa.Column("turn", sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(_DUE)
     op.drop_index("ix_chunks_claim", "chunks")
-    order = ["state", "model", "endpoint", "team", sa.text("priority DESC"), "due", "turn", "id"]
-    op.create_index("ix_chunks_claim", "chunks", order)
+    lane, order = ("state", "model", "endpoint", "team"), ("due", "turn", "id")
+    op.create_index("ix_chunks_claim", "chunks", [*lane, sa.text("priority DESC"), *order])
 
 
 def downgrade() -> None:
