@@ -358,7 +358,8 @@ def test_a_cancel_elsewhere_has_no_body(foreign: ForeignServer) -> None:
 def test_a_trigger_stored_by_an_older_version_still_loads() -> None:
     """Nobody but our service has holders, so it says without saying so whose batch it is."""
     stored = {"conn_id": "c", "batch_id": "b", "holder": "try-1", "poll_interval": 5.0, "cancel_on_kill": True}
-    assert BatchLLMTrigger(**stored).serialize()[1] == stored | {"shared": True}
+    later = {"gated": False, "progress_xcom": False, "shared": True}
+    assert BatchLLMTrigger(**stored).serialize()[1] == stored | later
     assert BatchLLMTrigger(**stored | {"holder": None}).serialize()[1]["shared"] is False
 
 

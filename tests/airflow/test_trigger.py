@@ -56,7 +56,7 @@ def test_a_trigger_survives_airflows_storing_of_it() -> None:
 
 def test_a_trigger_holds_ids_and_numbers_only() -> None:
     _, arguments = trigger("batch_1").serialize()
-    known = ["batch_id", "cancel_on_kill", "conn_id", "holder", "poll_interval", "progress_xcom", "shared"]
+    known = ["batch_id", "cancel_on_kill", "conn_id", "gated", "holder", "poll_interval", "progress_xcom", "shared"]
     assert sorted(arguments) == known
 
 
