@@ -29,7 +29,11 @@ ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
 """What a file's ending says: the format, and the compression where it says that too."""
 FORMATS: Final = ("parquet", "jsonl", "csv")
 COMPRESSIONS: Final = ("none", "gzip", "zstd")
-WORDS: Final[Mapping[str, tuple[str, ...]]] = {"reuse": ("auto", "never"), "on_clear": ("rerun", "reuse")}
+WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "reuse": ("auto", "never"),
+    "on_clear": ("rerun", "reuse"),
+    "on_changed": ("resubmit", "fail"),
+}
 LEAST_PRIORITY: Final = -1000
 GREATEST_PRIORITY: Final = 1000
 

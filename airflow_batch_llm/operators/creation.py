@@ -8,6 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
 from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.operators.noted import Note
 from airflow_batch_llm.operators.sources import Place
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec
@@ -19,7 +20,7 @@ DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
 
 
-def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | None) -> BatchCreate:
+def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | None, note: Note) -> BatchCreate:
     """The batch of ``task``, over the places ``source`` (None for a request file).
 
     Raises AirflowFailException where a template was rendered to what cannot be a batch.
@@ -27,10 +28,11 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, source: Place | 
     try:
         return BatchCreate(
             **(_request_file(task) if source is None else _table(task, names, source)),
-            metadata=task.metadata,
+            metadata={**(task.metadata or {}), **note.metadata()} or None,
             key=names.key,
             series=names.series,
             holder=names.holder,
+            on_changed=task.on_changed,
             priority=task.priority,
         )
     except ValidationError as error:

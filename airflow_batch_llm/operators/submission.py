@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.operators.noted import Note
+from airflow_batch_llm.wire import Batch
 
 LONGEST: Final = 512
 """What the service takes. Airflow allows 250 characters each for the ids of Dag, task and run."""
@@ -18,24 +23,42 @@ class TaskBatchNames:
     ``series`` stays through both. ``holder`` is this try. A dry run has names of its own.
 
     ``cleared`` tells a life after a clear from the first one: a clear leaves ``max_tries`` at the tries until then plus
-    the task's retries. A task that was cleared while it ran on a worker looks like a retry: Airflow raises nothing
-    there, and its batch goes on.
+    the task's retries. Where a task is cleared while it runs on a worker Airflow raises nothing; for that see
+    :meth:`in_present_life`. ``clears`` counts the clears of tasks of the Dag run, this one or others.
     """
 
     key: str
     series: str
     holder: str
     cleared: bool = False
+    clears: int = 0
 
     @classmethod
-    def of(cls, ti: Any, deployment: str, *, retries: int = 0, dry_run: bool = False) -> Self:
+    def of(cls, ti: Any, deployment: str, *, retries: int = 0, dry_run: bool = False, clears: int = 0) -> Self:
         series = f"{deployment}/{ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}{'/dry-run' * dry_run}"
         return cls(
             key=_fitted(f"{series}/{ti.max_tries}"),
             series=_fitted(series),
             holder=str(ti.id),
             cleared=ti.max_tries > retries,
+            clears=clears,
         )
+
+    def in_present_life(self, find: Callable[[str], Batch | None]) -> Self:
+        """These names, or those of a later life, where the task was cleared while it ran on a worker.
+
+        Airflow kills such a task and starts it again as if for a retry. What tells it from one: tasks of the Dag run
+        were cleared since the batch was submitted, and the batch was cancelled, as a task does when it is killed.
+        """
+        names, lives = self, 0
+        while self.clears and (batch := find(names.key)) is not None and self._was_cleared_since(batch):
+            lives += 1
+            names = replace(self, key=_fitted(f"{self.key}/{lives}"), cleared=True)
+        return names
+
+    def _was_cleared_since(self, batch: Batch) -> bool:
+        cancelled = batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+        return cancelled and Note.of(batch).clears < self.clears
 
 
 def _fitted(name: str) -> str:

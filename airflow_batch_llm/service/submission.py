@@ -28,7 +28,8 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
     if not state.settings.extensions:
         _check_plain(create)
     _check_deadline(create)
-    if create.key is None or not state.batches.page(team, after=None, limit=1, key=create.key):
+    last = state.batches.page(team, after=None, limit=1, key=create.key) if create.key is not None else []
+    if not last:
         _check_rate(state, team)
     if create.dataset is not None and create.input_file_id is None:
         new = _of_dataset(state, team, create)
@@ -40,6 +41,8 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
             "missing_required_parameter",
             "input_file_id",
         )
+    if new.on_changed == "resubmit" and last and last[0]["content_sha256"] != new.content_sha256:
+        _check_rate(state, team)
     return dataclasses.replace(new, key=_key(create, new))
 
 
@@ -121,7 +124,7 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
 
 
 def _common(create: BatchCreate) -> dict[str, Any]:
-    same = ("metadata", "completion_window", "key", "series", "holder", "priority", "deadline")
+    same = ("metadata", "completion_window", "key", "series", "on_changed", "holder", "priority", "deadline")
     return {
         **{name: getattr(create, name) for name in same},
         "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,

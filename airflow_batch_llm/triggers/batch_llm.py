@@ -18,6 +18,10 @@ from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
 
 DEFERRED: Final = "deferred"
+GOING_ON: Final = frozenset({DEFERRED, "scheduled", "queued", "running", "up_for_reschedule"})
+"""States of a task that nobody ended: it waits, or comes back by itself."""
+TELLS_OF_KILLS: Final = hasattr(BaseTrigger, "on_kill")
+"""Whether Airflow tells a trigger that its task was ended: from 3.3 on."""
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
 SETTLE: Final = timedelta(seconds=5)
@@ -29,8 +33,8 @@ class BatchLLMTrigger(BaseTrigger):
     service refuses to tell.
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
-    the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
-    trigger), provided that ``holder`` still holds the batch.
+    the batch when a user fails, clears or skips the deferred task, provided that ``holder`` still holds the batch.
+    Airflow tells a trigger so from 3.3 on. Before that the trigger looks at the task's state whenever it has to end.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class BatchLLMTrigger(BaseTrigger):
         self.holder = holder
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self._gave_event = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -66,6 +71,7 @@ class BatchLLMTrigger(BaseTrigger):
         started = clock.now()
         event = await self._event()
         await _settle(started)
+        self._gave_event = True
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
@@ -74,19 +80,32 @@ class BatchLLMTrigger(BaseTrigger):
         Airflow 3.3 calls this in both cases; while another triggerer has it, the task is still deferred. If the state
         cannot be read, nothing is cancelled.
         """
-        if not self.cancel_on_kill:
-            return
-        # Airflow 3.3 cancels the caller anew with every look at its database, about once a second, and says nothing.
-        ending = asyncio.create_task(self._end())
+        if self.cancel_on_kill:
+            await self._shielded_end(frozenset({DEFERRED}))
+
+    async def cleanup(self) -> None:
+        """Before Airflow 3.3, what :meth:`on_kill` is from then on; later nothing.
+
+        Airflow calls this at every end of a trigger: after its event, when it died or its time was up (then the task
+        goes on, and ends the batch itself), when the triggerer stops or loses the trigger to another one. So only a
+        task that is seen to go on no more has its batch cancelled.
+        """
+        if self.cancel_on_kill and not (TELLS_OF_KILLS or self._gave_event or self.task_instance is None):
+            await self._shielded_end(GOING_ON)
+
+    async def _shielded_end(self, going_on: frozenset[str]) -> None:
+        # Airflow cancels the caller anew with every look at its database, about once a second, and says nothing.
+        ending = asyncio.create_task(self._end(going_on))
         ENDINGS.add(ending)
         ending.add_done_callback(ENDINGS.discard)
         await asyncio.shield(ending)
 
-    async def _end(self) -> None:
+    async def _end(self, going_on: frozenset[str]) -> None:
         try:
-            if await self._task_state() == DEFERRED:
+            state = await self._task_state()
+            if state == DEFERRED:
                 self.log.info("The task is still deferred: batch %s goes on under another triggerer.", self.batch_id)
-            else:
+            elif state not in going_on:
                 await self._cancel()
         except Exception:  # nobody is left to raise to
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)

@@ -1,0 +1,308 @@
+"""A real Airflow and a real service, and what people and machines do to the tasks in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import psycopg
+import pytest
+from airflow_processes import AirflowProcesses
+from pool import ROOT, free_port
+
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.settings import TOKEN_VARIABLE
+from airflow_batch_llm.wire import Batch
+
+WHOLE_ONLY: Final = pytest.mark.skipif(not os.environ.get("WHOLE"), reason="long: with WHOLE=1")
+DAGS: Final = Path(__file__).with_name("dags")
+TOKEN: Final = "bl-lifecycle-of-the-tests"
+SERVICE_PYTHON: Final = os.environ.get("BATCH_LLM_SERVICE_PYTHON", sys.executable)
+"""The service's own environment, for an Airflow with which it cannot share one."""
+ENDED: Final = ("cancelling", "cancelled")
+SOON: Final[Mapping[str, str]] = {
+    "AIRFLOW__CORE__PARALLELISM": "8",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "12",
+}
+"""What Airflow notices within minutes it notices within seconds."""
+
+
+PATIENCE: Final = 180.0
+"""Seconds. The first look of a triggerer at a task's state makes an API in its process: 7 s of a free processor."""
+
+
+def eventually(check: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:
+    """Asks until the answer is true, and gives it; not as often as to keep Airflow from its work."""
+    end = time.monotonic() + seconds
+    while not (answer := check()):
+        if time.monotonic() > end:
+            pytest.fail(f"Not within {seconds:.0f} s: {what}; last answer: {answer!r}")
+        time.sleep(0.3)
+    return answer
+
+
+@dataclass
+class Task:
+    """One task instance of a run, with what is done to it and what became of its batches."""
+
+    lifecycle: Lifecycle
+    dag_id: str
+    run_id: str
+    task_id: str = "answer"
+
+    @property
+    def airflow(self) -> AirflowProcesses:
+        return self.lifecycle.airflow
+
+    @property
+    def record(self) -> dict[str, Any]:
+        path = f"/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/{self.task_id}"
+        return dict(self.airflow.call("GET", path))
+
+    @property
+    def state(self) -> str | None:
+        return self.airflow.task_states(self.dag_id, self.run_id)[self.task_id]
+
+    def reaches(self, state: str, *, seconds: float = 120.0) -> Task:
+        """Waits until the task is in ``state``; gives itself."""
+        self.airflow.wait_for_task(self.dag_id, self.run_id, self.task_id, state, seconds=seconds)
+        return self
+
+    def is_again(self, state: str, *, after: Mapping[str, Any]) -> Task:
+        """Waits until another try than that of the record ``after`` is in ``state``."""
+
+        def again() -> bool:
+            now = self.record
+            return bool(now["state"] == state and now["id"] != after["id"])
+
+        eventually(again, f"another try of {self.dag_id}.{self.task_id} is {state}")
+        return self
+
+    def mark(self, state: str) -> None:
+        """As the buttons "Mark as success" and "Mark as failed" do."""
+        path = f"/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/{self.task_id}"
+        self.airflow.call("PATCH", path, json={"new_state": state})
+
+    def clear(self, task_id: str | None = None) -> None:
+        """As the button "Clear task instance" does; of another task of the run, if one is named."""
+        self.airflow.call(
+            "POST",
+            f"/dags/{self.dag_id}/clearTaskInstances",
+            json={
+                "dry_run": False,
+                "dag_run_id": self.run_id,
+                "task_ids": [task_id or self.task_id],
+                "only_failed": False,
+                "reset_dag_runs": True,
+            },
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process that runs the task on the worker."""
+        pid = eventually(lambda: self.record["pid"], f"{self.dag_id}.{self.task_id} has a process")
+        psutil.Process(pid).send_signal(number)
+
+    def log(self, try_number: int = 1) -> str:
+        return self.airflow.task_log(self.dag_id, self.run_id, self.task_id, try_number=try_number)
+
+    def batches(self) -> list[Batch]:
+        """All batches that the service has of this task instance, the newest first."""
+        series = f"/{self.dag_id}/{self.task_id}/{self.run_id}/"
+        found: list[Batch] = []
+        with self.lifecycle.client() as client:
+            page = client.list(limit=100)
+            while True:
+                found += [batch for batch in page.data if series in f"{batch.series}/"]
+                if not page.has_more:
+                    return found
+                page = client.list(limit=100, after=page.last_id)
+
+    def batch(self) -> Batch:
+        """The one batch of this task instance, once it is there."""
+        found = eventually(self.batches, f"{self.dag_id} submits")
+        assert len(found) == 1, [(batch.id, batch.key, batch.status) for batch in found]
+        return found[0]
+
+    def has_batches(self, count: int) -> list[Batch]:
+        """Its batches, the newest first, once there are ``count``; never more."""
+        eventually(lambda: len(self.batches()) >= count, f"{self.dag_id} has {count} batches")
+        found = self.batches()
+        assert len(found) == count, [(batch.id, batch.key, batch.status) for batch in found]
+        return found
+
+    def is_held_anew(self, batch: Batch) -> None:
+        """Waits until the task's present try holds ``batch``, which another try held."""
+
+        def held() -> bool:
+            with self.lifecycle.client() as client:
+                holder = client.get(batch.id).holder
+            return bool(holder != batch.holder and holder == self.record["id"])
+
+        eventually(held, f"another try holds batch {batch.id}")
+
+    def failure(self, try_number: int = 1) -> str:
+        """The task's whole log, with the texts of exceptions."""
+        path = f"/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/{self.task_id}/logs/{try_number}"
+        return json.dumps(self.airflow.call("GET", path, params={"full_content": True})["content"])
+
+    def is_cancelled(self, batch: Batch) -> Batch:
+        """Waits until the service says that ``batch`` was cancelled, and gives it."""
+
+        def ended() -> Batch | None:
+            with self.lifecycle.client() as client:
+                now = client.get(batch.id)
+            return now if now.status in ENDED else None
+
+        found: Batch = eventually(ended, f"batch {batch.id} is cancelled")
+        return found
+
+    def goes_on(self, batch: Batch) -> bool:
+        """Whether ``batch`` has not been cancelled."""
+        with self.lifecycle.client() as client:
+            return not client.get(batch.id).status.ended and client.get(batch.id).status not in ENDED
+
+
+@dataclass
+class Lifecycle:
+    """Airflow's four processes on Postgres, and a service without a worker: batches stay until a test ends them."""
+
+    airflow: AirflowProcesses
+    database: str
+    """Airflow's, as psycopg takes it."""
+    url: str
+    data_root: Path
+    token: str = TOKEN
+
+    def client(self) -> BatchClient:
+        return BatchClient(self.url, self.token)
+
+    def trigger(self, dag_id: str, *, task_id: str = "answer", **conf: Any) -> Task:
+        return Task(self, dag_id, self.airflow.trigger(dag_id, conf=conf), task_id)
+
+    def deferred(self, dag_id: str, **conf: Any) -> tuple[Task, Batch]:
+        """A task of a new run, deferred, whose trigger has looked at its batch; and the batch."""
+        task = self.trigger(dag_id, **conf).reaches("deferred")
+        batch = task.batch()
+        self.is_watched(task, batch)
+        return task, batch
+
+    def is_watched(self, task: Task, batch: Batch, *, times: int = 1, try_number: int = 1) -> None:
+        """Waits until a trigger has said ``times`` times how far ``batch`` is, in the log of the task."""
+        said = f"Batch {batch.id} is in_progress"
+        eventually(
+            lambda: task.log(try_number).count(said) >= times,
+            f"a trigger looks at batch {batch.id} of {task.dag_id}",
+        )
+
+    def triggerer_ids(self) -> list[int]:
+        """The job ids of the triggerers that run, the newest first."""
+        found = self.sql("select id from job where job_type = 'TriggererJob' and state = 'running' order by id desc")
+        return [row[0] for row in found]
+
+    def triggerer_of(self, task: Task) -> int | None:
+        """The job id of the triggerer that has the task's trigger; None while none has it."""
+        found = self.sql(
+            "select triggerer_id from trigger t join task_instance i on i.trigger_id = t.id"
+            " where i.dag_id = %s and i.run_id = %s and i.task_id = %s",
+            *(task.dag_id, task.run_id, task.task_id),
+        )
+        return found[0][0] if found else None
+
+    def move_trigger(self, task: Task, triggerer_id: int) -> None:
+        """Hands the task's trigger to another triggerer, as Airflow does when one seemed to be dead."""
+        self.sql(
+            "update trigger set triggerer_id = %s where id = (select trigger_id from task_instance"
+            " where dag_id = %s and run_id = %s and task_id = %s)",
+            *(triggerer_id, task.dag_id, task.run_id, task.task_id),
+        )
+
+    def trigger_is_gone(self, task: Task) -> None:
+        """Waits until no triggerer runs the task's trigger any more, and all that its end caused is done."""
+        eventually(lambda: self.triggerer_of(task) is None, f"the trigger of {task.dag_id} is gone")
+        self.triggerer_looks_twice()
+
+    def triggerer_looks_twice(self) -> None:
+        """Waits until each triggerer has been through its loop: a batch of another task was ended by it since."""
+        task, batch = self.deferred("waits")
+        task.mark("failed")
+        task.is_cancelled(batch)
+
+    def has_let_go(self, task: Task, batch: Batch) -> None:
+        """Waits until the triggerer that had the task's trigger is done with it."""
+        if self.asks_while_moving:
+            said = f"batch {batch.id} goes on under another triggerer"
+            eventually(lambda: said in task.log(), f"the old triggerer lets go of batch {batch.id}")
+
+    @cached_property
+    def asks_while_moving(self) -> bool:
+        """Whether this Airflow tells a trigger that moves no more than one whose task is ended: before 3.4."""
+        major, minor, *_ = str(self.airflow.call("GET", "/version")["version"]).split(".")
+        return (int(major), int(minor)) < (3, 4)
+
+    def sibling(self, task: Task) -> Task:
+        """The other task of the same run."""
+        return Task(self, task.dag_id, task.run_id, "sibling")
+
+    def sql(self, statement: str, *values: Any) -> Sequence[Any]:
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextlib.contextmanager
+def running_lifecycle(folder: Path, server: Any) -> Iterator[Lifecycle]:
+    """Starts all of it below ``folder``, Airflow on a database of the Postgres ``server``; ends what it started."""
+    server.psql("create database lifecycle")
+    shutil.copytree(DAGS, folder / "dags")
+    with _running_service(folder) as url:
+        connection = {"conn_type": "batch_llm", "host": url, "password": TOKEN}
+        environment = {
+            **SOON,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": server.get_uri("lifecycle", driver="psycopg2"),
+            "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection),
+            "LIFECYCLE_FOLDER": str(folder),
+        }
+        with AirflowProcesses(folder / "home", dags=folder / "dags", environment=environment) as airflow:
+            yield Lifecycle(airflow, server.get_uri("lifecycle"), url, folder / "data")
+
+
+@contextlib.contextmanager
+def _running_service(folder: Path) -> Iterator[str]:
+    (folder / "data").mkdir()
+    port = free_port()
+    command = [SERVICE_PYTHON, "-m", "airflow_batch_llm", "serve", "--home", str(folder / "service")]
+    command += ["--data-root", str(folder / "data"), "--port", str(port)]
+    environment = {**os.environ, TOKEN_VARIABLE: TOKEN, "PYTHONPATH": str(ROOT)}
+    with (folder / "service.log").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with BatchClient(url, TOKEN) as client:
+            eventually(lambda: _answers(client), f"the service answers; see {folder}/service.log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _answers(client: BatchClient) -> bool:
+    from airflow_batch_llm.errors import NoAnswerError
+
+    try:
+        return client.health() is not None
+    except NoAnswerError:
+        return False
