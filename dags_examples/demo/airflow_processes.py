@@ -41,11 +41,21 @@ LOOK_SECONDS: Final = 0.5
 class AirflowProcesses:
     """Four processes of one Airflow on SQLite, with state and logs below ``home``, and nobody asked for a password.
 
+    The Airflow is the one that ``python`` has: this one's, unless it is named.
+
     Use it as a context manager: it gives itself once all are healthy, and ends all that it started.
     """
 
-    def __init__(self, home: Path, *, dags: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        dags: Path,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self.home = home.resolve()
+        self.python = python
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = {**self._settings(dags.resolve()), **(environment or {})}
@@ -186,7 +196,7 @@ class AirflowProcesses:
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _spawn(self, name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "airflow", *arguments]
+        command = [self.python, "-m", "airflow", *arguments]
         with self.log_of(name).open("ab") as output:
             self._children[name] = start_child(command, environment=self._environment, output=output)
 

@@ -29,16 +29,19 @@ from airflow_batch_llm.wire import Batch
 WHOLE_ONLY: Final = pytest.mark.skipif(not os.environ.get("WHOLE"), reason="long: with WHOLE=1")
 DAGS: Final = Path(__file__).with_name("dags")
 TOKEN: Final = "bl-lifecycle-of-the-tests"
-SERVICE_PYTHON: Final = os.environ.get("BATCH_LLM_SERVICE_PYTHON", sys.executable)
-"""The service's own environment, for an Airflow with which it cannot share one."""
+PYTHON: Final = os.environ.get("LIFECYCLE_PYTHON", sys.executable)
+"""Where Airflow is installed, if it is another one than these tests have: see `make lifecycle`."""
 ENDED: Final = ("cancelling", "cancelled")
 SOON: Final[Mapping[str, str]] = {
     "AIRFLOW__CORE__PARALLELISM": "8",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "12",
 }
-"""What Airflow notices within minutes it notices within seconds."""
+"""What Airflow notices within minutes it notices within seconds; and a busy machine has time to answer a worker."""
 
 
 PATIENCE: Final = 180.0
@@ -113,8 +116,13 @@ class Task:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process that runs the task on the worker."""
+        self.processes()[0].send_signal(number)
+
+    def processes(self) -> list[psutil.Process]:
+        """What runs the task on the worker: its process, and the one that watches over that and tells Airflow."""
         pid = eventually(lambda: self.record["pid"], f"{self.dag_id}.{self.task_id} has a process")
-        psutil.Process(pid).send_signal(number)
+        own = psutil.Process(pid)
+        return [own, psutil.Process(own.ppid())]
 
     def log(self, try_number: int = 1) -> str:
         return self.airflow.task_log(self.dag_id, self.run_id, self.task_id, try_number=try_number)
@@ -186,6 +194,11 @@ class Lifecycle:
     url: str
     data_root: Path
     token: str = TOKEN
+
+    @property
+    def folder(self) -> Path:
+        """What the Dags know as LIFECYCLE_FOLDER."""
+        return self.data_root.parent
 
     def client(self) -> BatchClient:
         return BatchClient(self.url, self.token)
@@ -276,7 +289,8 @@ def running_lifecycle(folder: Path, server: Any) -> Iterator[Lifecycle]:
             "AIRFLOW_CONN_BATCH_LLM_DEFAULT": json.dumps(connection),
             "LIFECYCLE_FOLDER": str(folder),
         }
-        with AirflowProcesses(folder / "home", dags=folder / "dags", environment=environment) as airflow:
+        home, dags = folder / "home", folder / "dags"
+        with AirflowProcesses(home, dags=dags, environment=environment, python=PYTHON) as airflow:
             yield Lifecycle(airflow, server.get_uri("lifecycle"), url, folder / "data")
 
 
@@ -284,7 +298,7 @@ def running_lifecycle(folder: Path, server: Any) -> Iterator[Lifecycle]:
 def _running_service(folder: Path) -> Iterator[str]:
     (folder / "data").mkdir()
     port = free_port()
-    command = [SERVICE_PYTHON, "-m", "airflow_batch_llm", "serve", "--home", str(folder / "service")]
+    command = [sys.executable, "-m", "airflow_batch_llm", "serve", "--home", str(folder / "service")]
     command += ["--data-root", str(folder / "data"), "--port", str(port)]
     environment = {**os.environ, TOKEN_VARIABLE: TOKEN, "PYTHONPATH": str(ROOT)}
     with (folder / "service.log").open("wb") as output:

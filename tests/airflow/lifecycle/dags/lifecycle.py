@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,20 @@ class WatchedByABrokenTrigger(BatchLLMOperator):
         return trigger
 
 
+OF_THE_DAG = ("schedule", "start_date", "end_date", "dagrun_timeout")
+
+
+def prompt_by_now() -> str:
+    """A prompt that a test changes between two tries, as if somebody had changed the Dag."""
+    written = Path(os.environ["LIFECYCLE_FOLDER"]) / "prompt.txt"
+    return written.read_text() if written.exists() else "{text}?"
+
+
 def of_one_task(dag_id: str, operator: type[BatchLLMOperator] = BatchLLMOperator, /, **arguments: Any) -> None:
     """A Dag with the task ``answer``, and another one that has nothing to do with it."""
-    of_dag = {name: arguments.pop(name) for name in ("dagrun_timeout",) if name in arguments}
+    of_dag = {"schedule": None, **{name: arguments.pop(name) for name in OF_THE_DAG if name in arguments}}
 
-    @dag(dag_id=dag_id, schedule=None, **of_dag)
+    @dag(dag_id=dag_id, **of_dag)
     def made() -> None:
         operator(**{**ASKED, **arguments})
 
@@ -70,5 +80,16 @@ of_one_task("times_out", timeout=timedelta(seconds=15))
 of_one_task("runs_out", dagrun_timeout=timedelta(seconds=30))
 of_one_task("loses_its_trigger", WatchedByABrokenTrigger)
 of_one_task("stays_on_the_worker", **ON_THE_WORKER)
+of_one_task(
+    "was_daily",
+    model="answered",
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    end_date=datetime(2026, 1, 3, tzinfo=UTC),
+)
+of_one_task("is_deployed_twice", conn_id="shared", **ON_THE_WORKER)
+for word in ("resubmit", "fail"):
+    changing = {"source": "changing.jsonl", "prompt": prompt_by_now(), "on_changed": word}
+    of_one_task(f"{word}s_when_changed", **changing, **ON_THE_WORKER)
 of_one_task("stays_and_is_kept", cancel_on_kill=False, **ON_THE_WORKER)
 fails_fast()
