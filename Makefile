@@ -73,7 +73,7 @@ lifecycle: $(INSTALLED) $(OLD)/.installed
 .venv-airflow-%/.installed: | .venv/bin/uv
 	$(UV) venv --python .venv/bin/python --clear $(@D)
 	$(INSTALL) --python $(@D)/bin/python $(if $(OLD_AIRFLOW_OF),--exclude-newer $(OLD_AIRFLOW_OF)) \
-	  "apache-airflow==$*" psycopg2-binary -e .
+	  "apache-airflow==$*" asyncpg psycopg2-binary -e .
 	touch $@
 
 test-fast: $(INSTALLED)

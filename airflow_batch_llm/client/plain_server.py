@@ -38,7 +38,8 @@ def submit_once(client: BatchClient, create: BatchCreate, key: str) -> Batch:
     """
     known = find(client, key)
     if known is not None and known.status not in _GONE:
-        if (known.input_file_id, known.endpoint) == (create.input_file_id, create.endpoint):
+        # A server that does not say what a batch is for is believed to have kept it.
+        if known.input_file_id in (None, create.input_file_id) and known.endpoint in ("", None, create.endpoint):
             return known
         _give_way(client, known, create)
     plain = {name: getattr(create, name) for name in OPENAI_CREATE_FIELDS}

@@ -8,12 +8,17 @@ from functools import cached_property
 from typing import Any, Final
 
 from airflow.sdk import Asset, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
 from pydantic import BaseModel
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.airflow_names import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+)
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, refusals_fail_the_task
 from airflow_batch_llm.hooks.waiting import wait_here

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
 from airflow_batch_llm.models import CHAT_COMPLETIONS
 from airflow_batch_llm.operators.noted import Note
 from airflow_batch_llm.operators.sources import Place

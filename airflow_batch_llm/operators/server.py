@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airflow.sdk.exceptions import AirflowFailException
-
 from airflow_batch_llm.client import plain_server
 from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.wire import Batch, BatchCreate
 

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.hooks.airflow_names import AirflowException
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.outcome import outcome
 from airflow_batch_llm.hooks.waiting import ProgressLog

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_batch_llm.errors import ConflictError
+from airflow_batch_llm.errors import ConflictError, NoAnswerError
+from airflow_batch_llm.settings import Limits
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
 from tests.conftest import RunningService, eventually
 from tests.postgres import BOTH_STORES
@@ -93,6 +95,18 @@ def test_what_completed_under_a_key_is_no_answer_to_a_changed_prompt(service: Ru
     assert worker.work() == 6
     assert service.assemble()
     assert service.client.get(second.id).status == "completed"
+
+
+def test_a_batch_that_replaces_another_counts_among_the_creates_of_an_hour(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = dataclasses.replace(service.settings, limits=Limits(creates_per_hour=2))
+    monkeypatch.setitem(vars(service.state), "settings", limited)
+    submit(service)
+    second = submit(service, prompt="{text}?", on_changed="resubmit")
+    with pytest.raises(NoAnswerError, match="the limit is 2"):
+        submit(service, prompt="{text}!", on_changed="resubmit")
+    assert submit(service, prompt="{text}?", on_changed="resubmit").id == second.id
 
 
 def test_a_changed_source_keeps_nothing_of_what_was_done_with_the_source_before(service: RunningService) -> None:
