@@ -261,9 +261,14 @@ class Lifecycle:
             eventually(lambda: said in task.log(), f"the old triggerer lets go of batch {batch.id}")
 
     @cached_property
+    def version(self) -> str:
+        """Airflow's."""
+        return str(self.airflow.call("GET", "/version")["version"])
+
+    @property
     def asks_while_moving(self) -> bool:
         """Whether this Airflow tells a trigger that moves no more than one whose task is ended: before 3.4."""
-        major, minor, *_ = str(self.airflow.call("GET", "/version")["version"]).split(".")
+        major, minor, *_ = self.version.split(".")
         return (int(major), int(minor)) < (3, 4)
 
     def sibling(self, task: Task) -> Task:

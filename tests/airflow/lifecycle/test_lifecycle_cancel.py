@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle
+from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle, eventually
 
 pytestmark = pytest.mark.airflow
 
@@ -93,8 +93,11 @@ def test_a_batch_that_is_to_be_kept_survives_its_deferred_task(lifecycle: Lifecy
 def test_a_batch_that_is_to_be_kept_survives_its_task_on_the_worker(lifecycle: Lifecycle) -> None:
     task = lifecycle.trigger("stays_and_is_kept").reaches("running")
     batch, first = task.batch(), task.record
-    task.signal(signal.SIGTERM)
+    task.signal(signal.SIGTERM)  # as Airflow ends a task: it asks, and then it does not ask any more
+    eventually(lambda: f"Batch {batch.id} goes on: cancel_on_kill is off" in task.log(), "the task was asked to end")
+    task.signal(signal.SIGKILL)
     task.is_again("running", after=first)
     task.is_held_anew(batch)
     assert task.batch().id == batch.id
+    assert task.goes_on(batch)
     task.mark("failed")
