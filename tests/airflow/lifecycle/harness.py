@@ -23,6 +23,7 @@ from airflow_processes import AirflowProcesses
 from pool import ROOT, free_port
 
 from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.settings import TOKEN_VARIABLE
 from airflow_batch_llm.wire import Batch
 
@@ -144,6 +145,11 @@ class Task:
         found = eventually(self.batches, f"{self.dag_id} submits")
         assert len(found) == 1, [(batch.id, batch.key, batch.status) for batch in found]
         return found[0]
+
+    def planned_batch(self) -> Batch:
+        """The one batch, once it can be worked on: its source is read, and a change of that fails it no more."""
+        eventually(lambda: self.batch().status == BatchStatus.IN_PROGRESS, f"the batch of {self.dag_id} is planned")
+        return self.batch()
 
     def has_batches(self, count: int) -> list[Batch]:
         """Its batches, the newest first, once there are ``count``; never more."""

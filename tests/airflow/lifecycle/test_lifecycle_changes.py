@@ -39,7 +39,7 @@ def changing(lifecycle: Lifecycle) -> Iterator[Path]:
 @pytest.mark.usefixtures("changing")
 def test_a_retry_after_a_change_replaces_the_batch(change: Callable[[Lifecycle], None], lifecycle: Lifecycle) -> None:
     task = lifecycle.trigger("resubmits_when_changed").reaches("running")
-    old, first = task.batch(), task.record
+    old, first = task.planned_batch(), task.record
     change(lifecycle)
     task.signal(signal.SIGKILL)
     task.is_again("running", after=first)
@@ -54,7 +54,7 @@ def test_a_retry_after_a_change_replaces_the_batch(change: Callable[[Lifecycle],
 @pytest.mark.usefixtures("changing")
 def test_a_retry_after_a_change_fails_where_it_is_to(change: Callable[[Lifecycle], None], lifecycle: Lifecycle) -> None:
     task = lifecycle.trigger("fails_when_changed").reaches("running")
-    batch = task.batch()
+    batch = task.planned_batch()
     change(lifecycle)
     task.signal(signal.SIGKILL)
     task.reaches("failed")
