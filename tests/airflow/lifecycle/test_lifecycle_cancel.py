@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle, eventually
+from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle
+from tests.airflow.lifecycle.task import eventually
 
 pytestmark = pytest.mark.airflow
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle, Task, eventually
+from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle
+from tests.airflow.lifecycle.task import Task, eventually
 from tests.service.answering import AnsweringWorker
 
 pytestmark = [pytest.mark.airflow, WHOLE_ONLY]

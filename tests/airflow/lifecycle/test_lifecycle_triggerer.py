@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle, eventually
+from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle
+from tests.airflow.lifecycle.task import eventually
 
 pytestmark = pytest.mark.airflow
 
