@@ -33,7 +33,7 @@ TINY_MODEL := .venv-vllm/tiny-model/config.json
 # Some tests wait for processes that they have killed: one more than there are processors fills these.
 AT_ONCE = $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help audit chaos chaos-sqlite chaos-postgres demo test test-all test-fast lint clean .venv .venv-vllm
+.PHONY: help audit lifecycle chaos chaos-sqlite chaos-postgres demo test test-all test-fast lint clean .venv .venv-vllm
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make test       every check and every test"
 	@echo "make test-all   the same, and then whole tables, 1,000 schedules of faults and 60 with real processes"
 	@echo "make test-fast  the tests that start neither Airflow nor vLLM"
+	@echo "make lifecycle  what becomes of batches on another Airflow (OLD_AIRFLOW=3.1.5 OLD_AIRFLOW_OF=2026-01-10)"
 	@echo "make chaos      N=1000 schedules of faults over the real store (SEED=1, STORE=sqlite or postgres)"
 	@echo "make lint       ruff, mypy and the import contracts"
 	@echo "make audit      known holes in what is installed (asks PyPI)"
@@ -54,11 +55,26 @@ test: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "airflow or vllm"
 
 test-all: test
+	WHOLE=1 .venv/bin/python -m pytest tests/airflow/lifecycle
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py \
 	  tests/vllm/own_pools/test_vllm_poison.py tests/service
 	$(MAKE) chaos
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine fake
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine vllm
+
+# An Airflow of another day, in an environment of its own, with the light client alone: it could not share one with the
+# service of today. OLD_AIRFLOW_OF is the day, since an old Airflow does not know the libraries that came after it.
+OLD_AIRFLOW ?= 3.1.5
+OLD_AIRFLOW_OF ?= 2026-01-10
+OLD := .venv-airflow-$(OLD_AIRFLOW)
+lifecycle: $(INSTALLED) $(OLD)/.installed
+	WHOLE=1 LIFECYCLE_PYTHON=$(OLD)/bin/python .venv/bin/python -m pytest -v tests/airflow/lifecycle
+
+.venv-airflow-%/.installed: | .venv/bin/uv
+	$(UV) venv --python .venv/bin/python --clear $(@D)
+	$(INSTALL) --python $(@D)/bin/python $(if $(OLD_AIRFLOW_OF),--exclude-newer $(OLD_AIRFLOW_OF)) \
+	  "apache-airflow==$*" asyncpg psycopg2-binary -e .
+	touch $@
 
 test-fast: $(INSTALLED)
 	.venv/bin/python -m pytest -n $(AT_ONCE) -m "not airflow and not vllm"
@@ -89,7 +105,7 @@ audit: $(INSTALLED) .venv-audit/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-audit .venv-airflow-* .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv: $(INSTALLED)
 

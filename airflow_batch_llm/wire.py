@@ -26,6 +26,7 @@ Place = Annotated[str, StringConstraints(min_length=1)]
 TableFormat = Literal["parquet", "jsonl", "csv"]
 Compression = Literal["none", "gzip", "zstd"]
 Reuse = Literal["auto", "never"]
+OnChanged = Literal["fail", "resubmit"]
 
 LEAST_EXPIRY_SECONDS: Final = 3_600
 MOST_EXPIRY_SECONDS: Final = 30 * 86_400
@@ -127,6 +128,9 @@ class BatchCreate(Strict):
     key: Name | None = None
     """Chosen by the client: submitting twice with one key gives one living batch. The header ``Idempotency-Key`` is
     the same."""
+    on_changed: OnChanged = "fail"
+    """Where the key has a batch that lives or completed, of another spec or from a source that has changed since:
+    ``fail`` refuses this one (409), ``resubmit`` cancels that one, if it lives, and opens a new generation."""
     series: Name | None = None
     """What successive batches have in common that replace one another (in Airflow: the task instance).
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.errors import NoAnswerError, RefusedError
+from airflow_batch_llm.errors import ConflictError, NoAnswerError, RefusedError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, Batch, BatchCreate
 
@@ -33,13 +33,30 @@ _GONE: Final = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus
 def submit_once(client: BatchClient, create: BatchCreate, key: str) -> Batch:
     """The batch that lives or completed under ``key``, or else a new one.
 
-    Raises :class:`NoAnswerError` where the server's batches cannot be read: then nothing is submitted.
+    One of another file is cancelled, if it lives, and replaced, or refused, as ``create.on_changed`` says. Raises
+    :class:`NoAnswerError` where the server's batches cannot be read: then nothing is submitted.
     """
     known = find(client, key)
     if known is not None and known.status not in _GONE:
-        return known
+        # A server that does not say what a batch is for is believed to have kept it.
+        if known.input_file_id in (None, create.input_file_id) and known.endpoint in ("", None, create.endpoint):
+            return known
+        _give_way(client, known, create)
     plain = {name: getattr(create, name) for name in OPENAI_CREATE_FIELDS}
     return client.submit(BatchCreate(**{**plain, "metadata": {**(create.metadata or {}), KEY: key}}))
+
+
+def _give_way(client: BatchClient, known: Batch, create: BatchCreate) -> None:
+    if create.on_changed == "fail":
+        raise ConflictError(
+            f"Batch {known.id} ({known.status}) of this task is for file {known.input_file_id} at {known.endpoint}, "
+            f"and the task names file {create.input_file_id} at {create.endpoint} by now. Nothing was submitted. Clear "
+            'the task, or let it submit anew with on_changed="resubmit".',
+            code="key_conflict",
+            param="input_file_id",
+        )
+    if not known.status.ended:
+        client.cancel(known.id)
 
 
 def find(client: BatchClient, key: str, *, now: datetime | None = None) -> Batch | None:

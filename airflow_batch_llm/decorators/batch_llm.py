@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+from airflow_batch_llm.operators.noted import hash_of
 from airflow_batch_llm.operators.sources import Place
 
 
@@ -18,7 +20,8 @@ class _BatchLLMDecoratedOperator(DecoratedOperator, BatchLLMOperator):
     """Wraps a function that returns the ``source`` of a :class:`BatchLLMOperator`: rows, places or a ``SQLSource``.
 
     The function is called when no try of the task has submitted a batch yet: a retry goes on with the batch and the
-    source that there are. Nothing that it returns is rendered by Jinja; a ``SQLSource`` made in it is complete.
+    source that there are, unless the function's text or its arguments have changed. Nothing that it returns is
+    rendered by Jinja; a ``SQLSource`` made in it is complete.
 
     :param python_callable: the function.
     :param op_args: its positional arguments (templated).
@@ -53,6 +56,14 @@ class _BatchLLMDecoratedOperator(DecoratedOperator, BatchLLMOperator):
     @property
     def _finds_first(self) -> bool:
         return True
+
+    @property
+    def _source_hash(self) -> str | None:
+        try:
+            text = inspect.getsource(self.python_callable)
+        except (OSError, TypeError):
+            return None
+        return hash_of([text, list(self.op_args), dict(self.op_kwargs)])
 
     def _place(self, context: Context, client: BatchClient) -> Place | None:
         self.op_kwargs = {**self.op_kwargs}

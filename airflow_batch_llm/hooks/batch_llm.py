@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from airflow.sdk import BaseHook, Connection
-from airflow.sdk.configuration import conf
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.hooks.address import ServiceAddress
+from airflow_batch_llm.hooks.airflow_names import conf
 from airflow_batch_llm.wire import ModelList
 
 

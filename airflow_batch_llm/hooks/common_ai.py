@@ -24,10 +24,10 @@ from airflow.providers.common.ai.batch.base import (
     SubmitResult,
 )
 from airflow.providers.common.ai.exceptions import LLMBatchLimitExceededError, LLMBatchModelMismatchError
-from airflow.sdk.configuration import conf
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, NotFoundError
+from airflow_batch_llm.hooks.airflow_names import conf
 from airflow_batch_llm.hooks.common_ai_rows import Asked, request_line, result_item
 from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
 from airflow_batch_llm.wire import Batch, BatchCreate, FileObject

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
 from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed
 from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
+from airflow_batch_llm.hooks.airflow_names import AirflowException, AirflowFailException
 from airflow_batch_llm.wire import Batch
 
 REQUEST_FILE_RESULT: Final = {"id", "status", "output_file_id", "error_file_id", "request_counts", "usage"}

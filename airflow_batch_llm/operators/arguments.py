@@ -30,7 +30,11 @@ ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
 """What a file's ending says: the format, and the compression where it says that too."""
 FORMATS: Final = ("parquet", "jsonl", "csv")
 COMPRESSIONS: Final = ("none", "gzip", "zstd")
-WORDS: Final[Mapping[str, tuple[str, ...]]] = {"reuse": ("auto", "never"), "on_clear": ("rerun", "reuse")}
+WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "reuse": ("auto", "never"),
+    "on_clear": ("rerun", "reuse"),
+    "on_changed": ("resubmit", "fail"),
+}
 
 MOST_METADATA: Final = 15
 """OpenAI takes 16 pairs, and one is ours on servers that know no keys."""

@@ -8,12 +8,17 @@ from functools import cached_property
 from typing import Any, Final
 
 from airflow.sdk import Asset, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralError, TaskDeferralTimeout
 from pydantic import BaseModel
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, ConflictError
+from airflow_batch_llm.hooks.airflow_names import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+)
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.failures import log_failures
 from airflow_batch_llm.hooks.map_label import label
@@ -29,6 +34,7 @@ from airflow_batch_llm.operators.canary import CanaryGate, Check, at_gate
 from airflow_batch_llm.operators.creation import batch_create
 from airflow_batch_llm.operators.error_budget import ErrorBudget, broken_budget
 from airflow_batch_llm.operators.held_batch import HeldBatch
+from airflow_batch_llm.operators.noted import Note, source_hash
 from airflow_batch_llm.operators.opening import Opening
 from airflow_batch_llm.operators.queue_place import Deadline, Priority, QueuePlace, queue_place
 from airflow_batch_llm.operators.server import Server
@@ -36,7 +42,7 @@ from airflow_batch_llm.operators.sources import Place, given, is_uploaded, place
 from airflow_batch_llm.operators.sql_source import SQLSource
 from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger, check_serialises
-from airflow_batch_llm.wire import Batch, Compression, Reuse, TableFormat
+from airflow_batch_llm.wire import Batch, Compression, OnChanged, Reuse, TableFormat
 
 INLINE_POLL: Final = timedelta(seconds=1)
 """How often a worker looks before it defers: it waits there for the short batches."""
@@ -92,6 +98,9 @@ class BatchLLMOperator(BaseOperator):
         determined: ``auto`` or ``never``.
     :param on_clear: after the task was cleared, whether every row is asked anew (``rerun``: people clear because
         answers were bad) or as ``reuse`` says (``reuse``).
+    :param on_changed: what a retry does where its batch asks something else than the task by now, because the Dag or
+        the source was changed: cancel that one and begin anew (``resubmit``), or fail (``fail``). What was answered
+        before the change is never the result.
     :param dry_run: only plan the table. The result is an estimate of rows, tokens and time, and no target is written.
     :param max_error_rate: the task fails if a larger share of the rows failed, from 0 to 1. The target is there all the
         same, and a retry asks for the failed rows alone.
@@ -175,6 +184,7 @@ class BatchLLMOperator(BaseOperator):
         parameters: Mapping[str, Any] | None = None,
         reuse: Reuse = "auto",
         on_clear: str = "rerun",
+        on_changed: OnChanged = "resubmit",
         dry_run: bool = False,
         max_error_rate: float | None = None,
         max_errors: int | None = None,
@@ -220,6 +230,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_typed(choices=choices, output_type=output_type, n=n)
         arguments.check_word("reuse", reuse)
         arguments.check_word("on_clear", on_clear)
+        arguments.check_word("on_changed", on_changed)
         arguments.check_budget(**budget, **waits, fits=bool(choices or output_type))
         arguments.check_dry_run(dry_run=dry_run, source=source, budget=budget, overwrite=overwrite, **waits)
         arguments.check_canary(
@@ -247,6 +258,7 @@ class BatchLLMOperator(BaseOperator):
         self.parameters = arguments.as_parameters(sampling, parameters)
         self.reuse = reuse
         self.on_clear = on_clear
+        self.on_changed = on_changed
         self.estimates = dry_run  # Airflow's operators have a method dry_run
         self.max_error_rate = max_error_rate
         self.max_errors = max_errors
@@ -330,18 +342,28 @@ class BatchLLMOperator(BaseOperator):
         return ErrorBudget(self.max_error_rate, self.max_errors, self.max_invalid_rate)
 
     def _names(self, context: Context) -> TaskBatchNames:
-        return TaskBatchNames.of(context["ti"], self.hook.deployment, retries=self.retries or 0, dry_run=self.estimates)
+        clears = getattr(context.get("dag_run"), "clear_number", None) or 0
+        return TaskBatchNames.of(
+            context["ti"],
+            self.hook.deployment,
+            retries=self.retries or 0,
+            dry_run=self.estimates,
+            clears=clears,
+        )
 
     def _submitted(self, names: TaskBatchNames, context: Context) -> tuple[Batch, HeldBatch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:
             server = Server(client, self.hook.has_extensions(client))
             server.check(table=self.source is not None, priority=self.priority, deadline=self.deadline)
+            names = server.present(names)
             queue = self._queue_place(context) if server.extensions else QueuePlace()
+            note = Note(names.clears, self._source_hash) if server.extensions else Note()
             opening = Opening(
                 server=server,
                 key=names.key,
-                create=lambda source: batch_create(self, names, queue, source),
+                create=lambda source: batch_create(self, names, queue, source, note),
                 place=lambda: self._place(context, client),
+                source=note.source,
                 budget=self.budget,
                 log=self.log,
             )
@@ -358,6 +380,11 @@ class BatchLLMOperator(BaseOperator):
     def _finds_first(self) -> bool:
         """Whether an earlier try's batch is looked for before the source is found out, which is dear."""
         return is_uploaded(self.source)
+
+    @property
+    def _source_hash(self) -> str | None:
+        """Of what the Dag says of rows that the task uploads itself; None where the service reads them, or unknown."""
+        return source_hash(given(self.source))
 
     def _place(self, context: Context, client: BatchClient) -> Place | None:
         """Where the rows are, which may have to be uploaded first; None for a request file."""
@@ -472,7 +499,7 @@ class BatchLLMOperator(BaseOperator):
             names = self._names(context)
             with self.hook.get_conn() as client:
                 server = Server(client, self.hook.has_extensions(client))
-                batch = server.find(names.key)
+                batch = server.find(server.present(names).key)
         except (BatchLLMError, ValueError, AirflowException) as error:
             return f"Its batch could not be found and may go on: {error}"
         if batch is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
 from airflow_batch_llm.models import CHAT_COMPLETIONS
+from airflow_batch_llm.operators.noted import Note
 from airflow_batch_llm.operators.queue_place import QueuePlace
 from airflow_batch_llm.operators.sources import Place
 from airflow_batch_llm.operators.submission import TaskBatchNames
@@ -21,7 +22,9 @@ DAY: Final = "24h"
 """The completion window of request files: the only one that OpenAI takes."""
 
 
-def batch_create(task: BatchLLMOperator, names: TaskBatchNames, queue: QueuePlace, source: Place | None) -> BatchCreate:
+def batch_create(
+    task: BatchLLMOperator, names: TaskBatchNames, queue: QueuePlace, source: Place | None, note: Note
+) -> BatchCreate:
     """The batch of ``task``, over the places ``source`` (None for a request file).
 
     Raises AirflowFailException where a template was rendered to what cannot be a batch.
@@ -29,11 +32,12 @@ def batch_create(task: BatchLLMOperator, names: TaskBatchNames, queue: QueuePlac
     try:
         return BatchCreate(
             **(_request_file(task) if source is None else _table(task, names, source)),
-            metadata=task.metadata,
+            metadata={**(task.metadata or {}), **note.metadata()} or None,
             key=names.key,
             series=names.series,
             group=names.group,
             holder=names.holder,
+            on_changed=task.on_changed,
             **asdict(queue),
         )
     except ValidationError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.operators.error_budget import ErrorBudget
+from airflow_batch_llm.operators.noted import Note
 from airflow_batch_llm.operators.server import Server
 from airflow_batch_llm.operators.sources import Log, Place
 from airflow_batch_llm.wire import Batch, BatchCreate
@@ -20,13 +21,14 @@ class Opening:
     """One try's way to its batch under ``key``.
 
     ``create`` makes the submit over a place (None for a request file), ``place`` finds out the place, which may mean to
-    run a query and to upload its result.
+    run a query and to upload its result. ``source`` is a hash of what the Dag says of that place (None: unknown).
     """
 
     server: Server
     key: str
     create: Callable[[Place | None], BatchCreate]
     place: Callable[[], Place | None]
+    source: str | None
     budget: ErrorBudget
     log: Log
 
@@ -34,10 +36,11 @@ class Opening:
         """The batch of an earlier try, or a new one; one with too many failed rows in a new generation.
 
         With ``found_first`` an earlier try's batch is looked for before the place is found out, and taken with its own
-        source.
+        source, unless the Dag says another one by now.
         """
         found = self.server.find(self.key) if found_first else None
-        batch = self._submitted() if found is None or found.dataset is None else self._taken_up(found)
+        fits = found is not None and found.dataset is not None and not self._changed(found)
+        batch = self._taken_up(found) if found is not None and fits else self._submitted()
         breach = self.budget.broken_by(batch)
         if breach is None or not self.server.extensions:
             return batch
@@ -45,6 +48,10 @@ class Opening:
         again = self.server.client.retry(batch.id)
         self.log.info("%s: batch %s asks for the failed ones again", breach.of(batch), again.id)
         return again
+
+    def _changed(self, found: Batch) -> bool:
+        noted = Note.of(found).source
+        return noted is not None and self.source is not None and noted != self.source
 
     def _submitted(self) -> Batch:
         return self.server.submit(self.create(self.place()), self.key)

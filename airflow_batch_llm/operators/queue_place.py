@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import pendulum
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_batch_llm import clock
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
 from airflow_batch_llm.models import GREATEST_PRIORITY, LEAST_PRIORITY, PRIORITIES
 
 Priority = int | str | Callable[[Context], int | str | None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowFailException
-
 from airflow_batch_llm.client import plain_server
 from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
+from airflow_batch_llm.operators.submission import TaskBatchNames
 from airflow_batch_llm.wire import Batch, BatchCreate
 
 
@@ -24,6 +24,10 @@ class Server:
         if self.extensions:
             return self.client.submit(create)
         return plain_server.submit_once(self.client, create, key)
+
+    def present(self, names: TaskBatchNames) -> TaskBatchNames:
+        """The names of the task's present life: see :meth:`TaskBatchNames.in_present_life`."""
+        return names.in_present_life(self.client.find) if self.extensions else names
 
     def find(self, key: str) -> Batch | None:
         return self.client.find(key) if self.extensions else plain_server.find(self.client, key)

@@ -8,9 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from airflow.sdk.exceptions import AirflowFailException
-
 from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.hooks.airflow_names import AirflowFailException
 from airflow_batch_llm.models import FilePurpose
 from airflow_batch_llm.operators.inline_rows import InlineRows, write_rows
 from airflow_batch_llm.operators.query_result import write_query_result

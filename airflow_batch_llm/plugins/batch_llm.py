@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from airflow.sdk.plugins_manager import AirflowPlugin
-
+from airflow_batch_llm.hooks.airflow_names import AirflowPlugin
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.client.standing import standing
 from airflow_batch_llm.client.texts import rows_so_far, why_it_ended
+from airflow_batch_llm.hooks.airflow_names import AirflowException, AirflowFailException
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import Batch
 

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any, Final
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.errors import NoAnswerError
+from airflow_batch_llm.hooks.airflow_names import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.failures import log_failures
 from airflow_batch_llm.hooks.names import run_group

@@ -29,7 +29,8 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
     if not state.settings.extensions:
         _check_plain(create)
     _check_deadline(create)
-    if create.key is None or state.batches.opens(team, create.key):
+    opens = create.key is None or state.batches.opens(team, create.key)
+    if opens:
         _check_rate(state, team)
     if create.dataset is not None and create.input_file_id is None:
         new = _of_dataset(state, team, create)
@@ -41,6 +42,8 @@ def checked_batch(state: ServiceState, team: str, create: BatchCreate, idempoten
             "missing_required_parameter",
             "input_file_id",
         )
+    if not opens and new.on_changed == "resubmit" and state.batches.gives_way(team, create.key, new.content_sha256):
+        _check_rate(state, team)
     return dataclasses.replace(new, key=_key(create, new))
 
 
@@ -144,7 +147,8 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
 
 
 def _common(create: BatchCreate) -> dict[str, Any]:
-    same = ("metadata", "completion_window", "key", "series", "group", "holder", "priority", "fair_group", "deadline")
+    same = ("metadata", "completion_window", "key", "series", "group", "on_changed", "holder", "priority")
+    same += ("fair_group", "deadline")
     return {
         **{name: getattr(create, name) for name in same},
         "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,

@@ -77,6 +77,8 @@ class NewBatch:
     reuse: str = "auto"
     dry_run: bool = False
     canary_rows: int | None = None
+    on_changed: str = "fail"
+    """What is done about a batch of other content under the key: see :meth:`Batches.submit`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Batches:
     def submit(self, team: str, new: NewBatch) -> Mapping[str, Any]:
         """Stores a batch, or finds the one that lives (or completed) under its key, and makes ``holder`` its holder.
 
-        Living batches of the same series under other keys are cancelled. Raises :class:`ConflictError` where the key
-        is taken by a batch of other content.
+        Living batches of the same series under other keys are cancelled. Where the key is taken by a batch of other
+        content, that gives way to a new generation if ``on_changed`` is ``resubmit``; else ConflictError is raised.
         """
         batch_id = f"batch_{uuid.uuid4().hex}"
         key = new.key or batch_id
@@ -107,7 +109,9 @@ class Batches:
             self._database.lock_name(connection, *_names(team, key, new.series))
             last = self._last_generation(connection, team, key)
             if last is not None and last.status not in _SUPERSEDED_BY_NEW_GENERATION:
-                return self._attach(connection, last, new)
+                if last.content_sha256 == new.content_sha256 or new.on_changed == "fail":
+                    return self._attach(connection, last, new)
+                self._cancel(connection, last.id)
             generation = last.generation + 1 if last is not None else 1
             self._insert(connection, team, batch_id, key, generation, new)
             self._take_over(connection, team, new, batch_id)
@@ -226,6 +230,11 @@ class Batches:
         last = self.page(team, after=None, limit=1, key=key)
         return not last or last[0]["status"] in _SUPERSEDED_BY_NEW_GENERATION
 
+    def gives_way(self, team: str, key: str | None, content_sha256: str) -> bool:
+        """Whether the newest batch under a key is of other content."""
+        last = self.page(team, after=None, limit=1, key=key)
+        return bool(last) and last[0]["content_sha256"] != content_sha256
+
     def created_within(self, team: str, seconds: float) -> int:
         """How many batches the team submitted in the last ``seconds``."""
         query = select(func.count()).where(
@@ -261,7 +270,7 @@ class Batches:
             raise ConflictError(
                 f"Key {new.key!r} belongs to batch {last.id} ({last.status}), which was submitted with another spec or "
                 "from a source that has changed since. Nothing was submitted. Use a new key (in Airflow: clear the "
-                "task), or cancel that batch first.",
+                'task), cancel that batch first, or submit with on_changed="resubmit" to replace it.',
                 code="key_conflict",
                 param="key",
             )
@@ -275,7 +284,7 @@ class Batches:
         now = self._database.now()
         ends: list[ColumnElement[float]] = [] if new.deadline is None else [literal(new.deadline, Double)]
         ends += [] if new.window_seconds is None else [now + new.window_seconds]
-        values = {name: value for name, value in vars(new).items() if name != "window_seconds"}
+        values = {name: value for name, value in vars(new).items() if name not in ("window_seconds", "on_changed")}
         values |= {
             "team": team,
             "key": key,

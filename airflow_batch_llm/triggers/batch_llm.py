@@ -22,6 +22,10 @@ from airflow_batch_llm.hooks.waiting import ended_batch
 from airflow_batch_llm.wire import Batch
 
 DEFERRED: Final = "deferred"
+GOING_ON: Final = frozenset({DEFERRED, "scheduled", "queued", "running", "up_for_reschedule"})
+"""States of a task that nobody ended: it waits, or comes back by itself."""
+TELLS_OF_KILLS: Final = hasattr(BaseTrigger, "on_kill")
+"""Whether Airflow tells a trigger that its task was ended: from 3.3 on."""
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
 LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
@@ -36,9 +40,9 @@ class BatchLLMTrigger(BaseTrigger):
     ``in_progress`` then, and the task waits again once it has judged them.
 
     Holds ids only, so nothing of a prompt and no token reaches Airflow's database. With ``cancel_on_kill`` it cancels
-    the batch when a user fails, clears or skips the deferred task (from Airflow 3.3 on; earlier ones do not tell the
-    trigger), provided that ``holder`` still holds the batch. With ``progress_xcom`` the task's XCom ``progress`` says
-    how far the batch is.
+    the batch when a user fails, clears or skips the deferred task, provided that ``holder`` still holds the batch.
+    Airflow tells a trigger so from 3.3 on. Before that the trigger looks at the task's state whenever it has to end.
+    With ``progress_xcom`` the task's XCom ``progress`` says how far the batch is.
 
     With ``shared`` one request waits for the batches of all triggers of a triggerer and a connection, whose service
     must be ours. Else this one looks every ``poll_interval`` seconds by itself.
@@ -66,6 +70,7 @@ class BatchLLMTrigger(BaseTrigger):
         # A trigger that an older version stored does not say, but only our service has holders.
         self.shared = holder is not None if shared is None else shared
         self.gated = gated
+        self._gave_event = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -88,6 +93,7 @@ class BatchLLMTrigger(BaseTrigger):
         with sent_by_trigger(self.task_instance if self.progress_xcom else None, self.log) as tell:
             event = await self._event(tell)
         await settle(started)
+        self._gave_event = True
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
@@ -96,19 +102,32 @@ class BatchLLMTrigger(BaseTrigger):
         Airflow 3.3 calls this in both cases; while another triggerer has it, the task is still deferred. If the state
         cannot be read, nothing is cancelled.
         """
-        if not self.cancel_on_kill:
-            return
-        # Airflow 3.3 cancels the caller anew with every look at its database, about once a second, and says nothing.
-        ending = asyncio.create_task(self._end())
+        if self.cancel_on_kill:
+            await self._shielded_end(frozenset({DEFERRED}))
+
+    async def cleanup(self) -> None:
+        """Before Airflow 3.3, what :meth:`on_kill` is from then on; later nothing.
+
+        Airflow calls this at every end of a trigger: after its event, when it died or its time was up (then the task
+        goes on, and ends the batch itself), when the triggerer stops or loses the trigger to another one. So only a
+        task that is seen to go on no more has its batch cancelled.
+        """
+        if self.cancel_on_kill and not (TELLS_OF_KILLS or self._gave_event or self.task_instance is None):
+            await self._shielded_end(GOING_ON)
+
+    async def _shielded_end(self, going_on: frozenset[str]) -> None:
+        # Airflow cancels the caller anew with every look at its database, about once a second, and says nothing.
+        ending = asyncio.create_task(self._end(going_on))
         ENDINGS.add(ending)
         ending.add_done_callback(ENDINGS.discard)
         await asyncio.shield(ending)
 
-    async def _end(self) -> None:
+    async def _end(self, going_on: frozenset[str]) -> None:
         try:
-            if await self._task_state() == DEFERRED:
+            state = await self._task_state()
+            if state == DEFERRED:
                 self.log.info("The task is still deferred: batch %s goes on under another triggerer.", self.batch_id)
-            else:
+            elif state not in going_on:
                 await self._cancel()
         except Exception:  # nobody is left to raise to
             self.log.warning("Batch %s was not cancelled and goes on.", self.batch_id, exc_info=True)

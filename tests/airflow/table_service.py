@@ -23,6 +23,8 @@ class TableService(ForeignServer):
         self.files: dict[str, tuple[dict[str, str], bytes]] = {}
         """The form's fields and the content of each upload, by its id."""
         self.calls: list[str] = []
+        self.submits: list[dict[str, Any]] = []
+        """The bodies of all submits."""
         self.failing: list[tuple[int, str, str]] = []
         """Row, status and sentence of the rows that failed."""
 
@@ -67,6 +69,7 @@ class TableService(ForeignServer):
         return {"id": file_id, "bytes": len(content), "created_at": 0, "filename": "f", "purpose": fields["purpose"]}
 
     def _submitted(self, create: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        self.submits.append(create)
         sources = (create.get("dataset") or {}).get("source", [])
         gone = [source for source in sources if source.startswith("file-") and source not in self.files]
         if gone:

@@ -85,6 +85,16 @@ def test_a_retry_does_not_call_the_function_again(service: TableService) -> None
     assert [batch["dataset"]["source"] for batch in service.batches] == [["file-0"], ["file-0"]]
 
 
+def test_a_retry_with_other_arguments_calls_the_function_again(service: TableService) -> None:
+    def rows(word: str) -> list[dict[str, Any]]:
+        return [{"text": word}]
+
+    for word in ("a", "a", "b"):
+        deferred(made(rows, word))
+    assert [content for _, content in service.files.values()] == [b'{"text": "a"}\n', b'{"text": "b"}\n']
+    assert service.submits[-1]["dataset"]["source"] == ["file-1"]
+
+
 @pytest.mark.parametrize("returned", [[], None, 7, [{"a": b"x"}]], ids=repr)
 def test_what_cannot_be_a_source_fails_the_task_before_anything_is_submitted(
     returned: Any, service: TableService

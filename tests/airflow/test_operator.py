@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,10 +32,10 @@ def operator(**changes: Any) -> BatchLLMOperator:
     return BatchLLMOperator(task_id="classify", **arguments)
 
 
-def deferred(ti: Any, **changes: Any) -> tuple[BatchLLMOperator, TaskDeferred]:
-    task = operator(**changes)
+def deferred(ti: Any, *, clears: int = 0, **changes: Any) -> tuple[BatchLLMOperator, TaskDeferred]:
+    task = operator(retries=2, **changes)
     with pytest.raises(TaskDeferred) as deferral:
-        task.execute({"ti": ti})
+        task.execute({"ti": ti, "dag_run": SimpleNamespace(clear_number=clears)})
     return task, deferral.value
 
 
@@ -222,3 +223,49 @@ def end(connected: Any, batch_id: str) -> None:
     connected.client.cancel(batch_id)
     while not connected.client.get(batch_id).status.ended:
         assert connected.plan() or connected.assemble()
+
+
+def killed_on_the_worker(connected: Any, *, clears: int) -> str:
+    """The batch of a task that was killed, in a Dag run of which ``clears`` tasks were cleared until then."""
+    task, deferral = deferred(task_instance(), clears=clears)
+    task.on_kill()
+    return str(deferral.trigger.batch_id)
+
+
+def test_a_task_that_was_cleared_while_it_ran_on_the_worker_asks_anew(connected: Any) -> None:
+    first = killed_on_the_worker(connected, clears=0)
+    _, cleared = deferred(task_instance(), clears=1)
+    _, retry = deferred(task_instance(), clears=1)
+    old, new = connected.client.get(first), connected.client.get(cleared.trigger.batch_id)
+    assert (new.generation, new.reuse) == (1, "never")
+    assert new.key == f"{old.key}/1"
+    assert retry.trigger.batch_id == new.id
+    _, later = deferred(task_instance(), clears=2)
+    assert later.trigger.batch_id == new.id
+
+
+def test_a_task_that_was_cleared_twice_while_it_ran_on_the_worker_asks_anew_twice(connected: Any) -> None:
+    keys = {connected.client.get(killed_on_the_worker(connected, clears=clears)).key for clears in (0, 1, 2)}
+    assert len(keys) == 3
+
+
+def test_a_retry_after_a_kill_goes_on_with_what_was_done_though_a_sibling_had_been_cleared(connected: Any) -> None:
+    first = killed_on_the_worker(connected, clears=3)
+    _, retry = deferred(task_instance(), clears=3)
+    old, new = connected.client.get(first), connected.client.get(retry.trigger.batch_id)
+    assert (new.key, new.generation) == (old.key, 2)
+
+
+def test_a_retry_with_a_changed_prompt_never_takes_the_batch_before(connected: Any) -> None:
+    _, first = deferred(task_instance())
+    _, retry = deferred(task_instance(), prompt="{text}!")
+    old, new = (connected.client.get(found.trigger.batch_id) for found in (first, retry))
+    assert old.status in CANCELLED
+    assert (new.key, new.generation, new.dataset.messages[0].content) == (old.key, 2, "{text}!")
+
+
+def test_a_retry_with_a_changed_prompt_fails_if_told_so(connected: Any) -> None:
+    _, first = deferred(task_instance())
+    with pytest.raises(AirflowFailException, match="another spec"):
+        operator(prompt="{text}!", on_changed="fail").execute({"ti": task_instance()})
+    assert connected.client.get(first.trigger.batch_id).status not in CANCELLED

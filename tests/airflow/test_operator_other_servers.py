@@ -220,6 +220,21 @@ def test_a_retry_submits_anew_what_ended_badly(status: str, foreign: ForeignServ
     assert third.trigger.batch_id == retry.trigger.batch_id
 
 
+@pytest.mark.parametrize("change", [{"input_file_id": "file-2"}, {"endpoint": "/v1/embeddings"}], ids=str)
+@pytest.mark.parametrize(("status", "after"), [("in_progress", "canceling"), ("completed", "completed")])
+def test_a_retry_for_another_file_or_endpoint_replaces_the_batch(
+    status: str, after: str, change: dict[str, str], foreign: ForeignServer
+) -> None:
+    _, first = deferred()
+    foreign.batches[0]["status"] = status
+    with pytest.raises(AirflowFailException, match="Nothing was submitted"):
+        operator(on_changed="fail", **change).execute({"ti": task_instance()})
+    assert [batch["status"] for batch in foreign.batches] == [status]
+    _, retry = deferred(**change)
+    assert retry.trigger.batch_id != first.trigger.batch_id
+    assert [batch["status"] for batch in foreign.batches][1] == after
+
+
 def test_a_cleared_task_submits_anew(foreign: ForeignServer) -> None:
     deferred()
     operator(wait_for_completion=False).execute({"ti": task_instance(max_tries=9)})

@@ -228,8 +228,12 @@ def test_a_retry_neither_queries_nor_uploads_again(monkeypatch: pytest.MonkeyPat
             "part-00001.parquet",
         ]
         assert service.batches[0]["dataset"]["source"] == ["file-0", "file-1"]
-        assert defers("select no_such_column") == first
-        service.end(first, "cancelled")
-        assert defers("select no_such_column") != first
+        with monkeypatch.context() as patch:
+            patch.delenv("AIRFLOW_CONN_WAREHOUSE")  # so that a query would fail
+            assert defers(NUMBERS) == first
+            service.end(first, "cancelled")
+            assert defers(NUMBERS) != first
         assert service.batches[0]["dataset"]["source"] == ["file-0", "file-1"]
         assert len(service.files) == 2
+        defers("select 'another query' as text")
+        assert service.submits[-1]["dataset"]["source"] == ["file-2"]

@@ -34,6 +34,10 @@ def batch_id(connected: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(connected.client.submit(BatchCreate(dataset=dataset, model="tiny", holder="try-1")).id)
 
 
+def unreadable(**_: Any) -> None:
+    raise RuntimeError("no answer")
+
+
 def trigger(batch_id: str, *, map_index: int = -1, **changes: Any) -> BatchLLMTrigger:
     made = BatchLLMTrigger(CONN_ID, batch_id, **{"holder": "try-1", "cancel_on_kill": True, **changes})
     made.task_instance = task_instance(map_index=map_index)
@@ -143,9 +147,6 @@ async def test_a_trigger_that_moves_to_another_triggerer_cancels_nothing(
 async def test_a_state_that_cannot_be_read_cancels_nothing(
     connected: Any, batch_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(**_: Any) -> None:
-        raise RuntimeError("no answer")
-
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", unreadable)
     await trigger(batch_id).on_kill()
     assert connected.client.get(batch_id).status not in GONE
@@ -186,7 +187,66 @@ async def test_a_cancel_that_airflow_interrupts_is_carried_through(
     assert connected.client.get(batch_id).status in GONE
 
 
-async def test_cleanup_never_cancels(connected: Any, batch_id: str, states: dict[str, Any]) -> None:
+async def test_cleanup_cancels_nothing_where_airflow_tells_of_kills(
+    connected: Any, batch_id: str, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.TELLS_OF_KILLS", True)
     states["classify"] = "failed"
     await trigger(batch_id).cleanup()
     assert connected.client.get(batch_id).status not in GONE
+
+
+@pytest.fixture
+def tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an Airflow before 3.3, whose triggers have no ``on_kill``."""
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.TELLS_OF_KILLS", False)
+
+
+@pytest.mark.usefixtures("tells_nothing")
+@pytest.mark.parametrize("ended_as", ["failed", "success", "skipped", None])
+async def test_cleanup_cancels_the_batch_of_a_task_that_was_ended_where_airflow_does_not_tell(
+    ended_as: str | None, connected: Any, batch_id: str, states: dict[str, Any]
+) -> None:
+    states["classify"] = ended_as
+    await trigger(batch_id).cleanup()
+    assert connected.client.get(batch_id).status in GONE
+
+
+@pytest.mark.usefixtures("tells_nothing")
+@pytest.mark.parametrize("goes_on_as", ["deferred", "scheduled", "queued", "running"])
+async def test_cleanup_cancels_nothing_while_the_task_goes_on(
+    goes_on_as: str, connected: Any, batch_id: str, states: dict[str, Any]
+) -> None:
+    states["classify"] = goes_on_as
+    await trigger(batch_id).cleanup()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+@pytest.mark.usefixtures("tells_nothing")
+async def test_cleanup_cancels_nothing_that_it_cannot_read_or_was_told_to_keep(
+    connected: Any, batch_id: str, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states["classify"] = "failed"
+    await trigger(batch_id, cancel_on_kill=False).cleanup()
+    await trigger(batch_id, holder="try-0").cleanup()
+    nobodys = trigger(batch_id)
+    nobodys.task_instance = None
+    await nobodys.cleanup()
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", unreadable)
+    await trigger(batch_id).cleanup()
+    assert connected.client.get(batch_id).status not in GONE
+
+
+@pytest.mark.usefixtures("tells_nothing")
+async def test_cleanup_after_the_event_asks_nobody(
+    connected: Any, batch_id: str, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected.client.cancel(batch_id)
+    while not connected.client.get(batch_id).status.ended:
+        assert connected.plan() or connected.assemble()
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **what: asked.append(what))
+    ended = trigger(batch_id, poll_interval=0.1)
+    assert [event async for event in ended.run()]
+    await ended.cleanup()
+    assert asked == []

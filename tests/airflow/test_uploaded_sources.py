@@ -64,10 +64,17 @@ def test_a_retry_finds_its_batch_before_it_uploads_anything(status: str, service
     _, first = deferred()
     service.batches[0]["status"] = status
     ti = task_instance()
-    task = operator(source=[{"text": "other"}], wait_for_completion=False)
+    task = operator(wait_for_completion=False)
     assert task.execute({"ti": ti}) == first
     assert len(service.files) == 1
     assert service.batches[0]["holder"] == str(ti.id)
+
+
+def test_a_retry_with_other_rows_uploads_and_submits_those(service: TableService) -> None:
+    deferred()
+    deferred(source=[{"text": "other"}])
+    assert [content for _, content in service.files.values()][1:] == [b'{"text": "other"}\n']
+    assert (service.submits[-1]["dataset"]["source"], service.submits[-1]["on_changed"]) == (["file-1"], "resubmit")
 
 
 @pytest.mark.parametrize("status", ["expired", "cancelled"])

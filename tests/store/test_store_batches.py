@@ -31,6 +31,17 @@ def test_a_key_with_other_content_is_refused_while_its_batch_lives(store: Store)
         store.submit(key="k", content_sha256="other")
 
 
+def test_a_submit_may_replace_the_batch_of_other_content_under_its_key(store: Store) -> None:
+    old = store.submit(key="k")
+    new = store.submit(key="k", content_sha256="other", on_changed="resubmit")
+    assert (store.status(old), store.status(new)) == ("cancelled", "validating")
+    assert store.batches.get(TEAM, new)["generation"] == 2
+
+
+def test_a_submit_that_may_replace_finds_its_batch_where_nothing_changed(store: Store) -> None:
+    assert store.submit(key="k") == store.submit(key="k", on_changed="resubmit")
+
+
 def test_after_a_bad_end_a_key_opens_a_new_generation(store: Store) -> None:
     first = store.submit(key="k")
     _fail(store)
