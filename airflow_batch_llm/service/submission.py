@@ -147,8 +147,10 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
 
 
 def _common(create: BatchCreate) -> dict[str, Any]:
-    same = ("metadata", "completion_window", "key", "series", "group", "on_changed", "holder", "priority")
-    same += ("fair_group", "deadline")
+    same = (
+        *("metadata", "completion_window", "key", "series", "group", "on_changed", "holder"),
+        *("priority", "fair_group", "deadline"),
+    )
     return {
         **{name: getattr(create, name) for name in same},
         "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,
