@@ -103,8 +103,7 @@ def test_a_backfill_that_reprocesses_a_run_asks_anew(lifecycle: Lifecycle) -> No
 
 
 def test_a_try_that_was_given_up_and_wakes_cancels_nothing_of_the_try_after_it(lifecycle: Lifecycle) -> None:
-    if lifecycle.version == "3.4.0b2":
-        pytest.skip("The scheduler of this beta dies of a task without a heartbeat (a key that is there twice).")
+    lifecycle.needs_a_scheduler_that_fails_tasks()
     task = lifecycle.trigger("stays_on_the_worker").reaches("running")
     batch, first, frozen = task.batch(), task.record, task.processes()
     for process in reversed(frozen):

@@ -57,6 +57,7 @@ def test_a_sibling_that_is_cleared_changes_nothing(lifecycle: Lifecycle) -> None
 
 @WHOLE_ONLY
 def test_a_task_that_is_cleared_while_it_runs_on_the_worker_asks_anew(lifecycle: Lifecycle) -> None:
+    lifecycle.needs_a_scheduler_that_fails_tasks()
     task = lifecycle.trigger("stays_on_the_worker").reaches("running")
     old, first = task.batch(), task.record
     task.clear()
