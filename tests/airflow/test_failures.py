@@ -15,7 +15,7 @@ from airflow_batch_llm.hooks.failures import MOST_LINES, log_failures
 
 pytestmark = pytest.mark.airflow
 
-SECRET = "what the row says"
+TEXT = "what the row says"
 log = logging.getLogger("test")
 
 
@@ -76,14 +76,14 @@ def test_many_codes_are_cut_with_a_number(caplog: pytest.LogCaptureFixture) -> N
 def test_the_lines_of_an_error_file_are_counted_and_none_of_their_texts_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    problem = {"message": SECRET, "type": SECRET}
+    problem = {"message": TEXT, "type": TEXT}
     lines = [
-        {"custom_id": SECRET, "error": {"code": "batch_expired", "message": SECRET}},
-        {"error": {"code": SECRET}, "response": None},
+        {"custom_id": TEXT, "error": {"code": "batch_expired", "message": TEXT}},
+        {"error": {"code": TEXT}, "response": None},
         {"response": {"status_code": 400, "body": {"error": {**problem, "code": 400}}}, "error": None},
         {"response": {"status_code": 400, "body": {"error": {**problem, "code": "too_long"}}}, "error": None},
-        [SECRET],
-        SECRET.encode(),
+        [TEXT],
+        TEXT.encode(),
     ]
     said = logged(caplog, of_requests(), ErrorFile(lines))
     assert sorted(line.split(".")[0] for line in said[1:-1]) == [
@@ -92,7 +92,7 @@ def test_the_lines_of_an_error_file_are_counted_and_none_of_their_texts_is_logge
         "other: 3 rows",
         "too_long: 1 rows",
     ]
-    assert SECRET not in "".join(said)
+    assert TEXT not in "".join(said)
 
 
 def test_of_a_large_error_file_the_beginning_is_read_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
