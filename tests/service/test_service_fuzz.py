@@ -169,6 +169,94 @@ def test_any_template_is_rendered_or_refused(service: RunningService) -> None:
     assert "completed" in ways
 
 
+PATTERN_PIECES = [
+    *(
+        "*",
+        "**",
+        "**/",
+        "?",
+        "/",
+        "//",
+        "./",
+        "../",
+        "a",
+        "*a" * 20,
+        "**/a" * 20,
+        "[a",
+        "{a,b}",
+        "\\",
+        "~",
+        "$HOME",
+        "%2e%2e",
+    ),
+    *(
+        ".csv",
+        ".jsonl",
+        ".parquet",
+        "\n",
+        "\x00",
+        "\ud800",
+        "\U0001f600",
+        "file://",
+        "s3://b/",
+        "ds=1/",
+        "%",
+        "#?",
+        " ",
+    ),
+]
+
+
+def test_any_pattern_finds_files_or_is_refused(service: RunningService) -> None:
+    for name in ("a.csv", "a" * 60 + ".csv", "ds=1/a.jsonl", "ds=1/b/a a.csv", "a/a/a/a/a/a/a.csv", "\n.csv", "[a.csv"):
+        path = service.data_root / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text\na\n" if name.endswith("csv") else '{"text":"a"}\n')
+    ways = set()
+
+    @settings(fuzzed, max_examples=2_000 if WHOLE else 25)
+    @given(st.lists(st.sampled_from(PATTERN_PIECES) | st.text(max_size=2), max_size=6).map("".join), st.booleans())
+    def check(pattern: str, below: bool) -> None:
+        source = f"in/{pattern}" if below else pattern
+        dataset = {"source": source, "target": f"{next(NUMBERS)}/", "messages": [{"role": "user", "content": "x"}]}
+        answer = post(service, {"model": "m", "dataset": dataset})
+        ways.add("found" if answer.status_code == 200 else refused(answer))
+
+    check()
+    assert ways == {"found", "refused"}
+
+
+NAMES = st.lists(
+    st.sampled_from(
+        [b"a", b"\xff", b"\xc3", b"\n", b"\r", b"'", b'"', b"\\", b"%2f", b"=", b"#", b"?", b"*", b"{text}", b" "]
+    )
+    | st.binary(min_size=1, max_size=3),
+    min_size=1,
+    max_size=4,
+).map(lambda pieces: b"".join(pieces).translate(None, b"\x00/"))
+
+
+def test_any_name_of_a_file_is_kept_or_refused(service: RunningService) -> None:
+    ways = set()
+
+    @settings(fuzzed, max_examples=500 if WHOLE else 12)
+    @given(NAMES, NAMES, st.sampled_from([b".csv", b".jsonl", b""]))
+    def check(folder: bytes, name: bytes, ending: bytes) -> None:
+        number = next(NUMBERS)
+        below = service.data_root / f"in-{number}" / os.fsdecode(folder.strip(b".") or b"f")
+        below.mkdir(parents=True)
+        (below / os.fsdecode(name + ending)).write_bytes(b"text\na\n" if ending == b".csv" else b'{"text":"a"}\n')
+        dataset = {
+            "source": f"in-{number}/",
+            "target": f"out-{number}/",
+            "messages": [{"role": "user", "content": "{text}"}],
+        }
+        ways.add(way(service, {"model": "m", "dataset": dataset}))
+
+    check()
+    assert ways == {"completed", "refused"}
+
+
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null", "any", "", 1, None])
 REFERENCES = ["#", "#/$defs/a", "#/properties/a", "#/nowhere", "http://127.0.0.1:1/x", "file:///etc/passwd", "", "#/%7"]
 PATTERNS = ["^a$", "(a+)+$", "(", "[", "\\", "(?P<a>x)(?P=a)", "a{1,99999}", "\\p{L}"]
