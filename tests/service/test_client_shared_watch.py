@@ -353,3 +353,25 @@ async def test_the_task_that_asks_runs_in_nobodys_context(service: RunningServic
         async with following(service, batch.id) as (queue,):
             await told(queue)
     assert set(found) == {"nobody's"}
+
+
+async def test_many_followers_are_told_in_turns_with_which_the_event_loop_goes_on() -> None:
+    """Airflow's triggerer can stand still for good where thousands of lines are logged in one moment."""
+    group = shared_watch._Group(asyncio.Event().wait)  # type: ignore[arg-type]
+    names = [f"batch_{number}" for number in range(3 * shared_watch.TOLD_AT_ONCE)]
+    joined = [group.join(name) for name in names]
+    course: list[str] = []
+
+    async def others() -> None:
+        while True:
+            course.append(" ")
+            await asyncio.sleep(0)
+
+    going_on = asyncio.create_task(others())
+    async for follower in group._in_turn(*names):
+        course.append("x")
+        assert follower in joined
+    going_on.cancel()
+    group._asking.cancel()  # type: ignore[union-attr]
+    assert "".join(course).count("x") == len(names)
+    assert max(len(turn) for turn in "".join(course).split()) == shared_watch.TOLD_AT_ONCE
