@@ -257,6 +257,32 @@ def test_any_name_of_a_file_is_kept_or_refused(service: RunningService) -> None:
     assert ways == {"completed", "refused"}
 
 
+ODD_NUMBERS = ["", "0", "-1", "9" * 15, "9" * 16, "1e3", "\N{ARABIC-INDIC DIGIT THREE}", " 1", "0x1", "1.1"]
+NUMERALS = st.integers(0, 6).map(str) | st.integers(0, 300).map(str) | st.sampled_from(ODD_NUMBERS)
+KINDS = st.sampled_from(["line-", "line-", "part-", "row-", "", "x"])
+CURSORS = st.builds("{}{}{}".format, KINDS, NUMERALS, st.just("") | NUMERALS.map(".{}".format))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".csv.gz", ".parquet"])
+def test_any_cursor_of_an_ended_table_gives_rows_or_a_sentence(service: RunningService, ending: str) -> None:
+    (service.data_root / "rows.csv").write_text('text\na\n"b\nb"\n"c,"""\nd\n')
+    dataset = {"source": "rows.csv", "target": f"t{ending}", "messages": [{"role": "user", "content": "{text}"}]}
+    batch = Batch.model_validate_json(post(service, {"model": "m", "dataset": dataset}).content)
+    assert len(answer_all(service, batch)) == 4
+    url = f"{service.url}/v1/batches/{batch.id}/results"
+    ways = set()
+
+    @settings(fuzzed, max_examples=2_000 if WHOLE else 25)
+    @given(CURSORS | st.text(max_size=5), st.integers(1, 5))
+    def check(after: str, limit: int) -> None:
+        headers = {"Authorization": f"Bearer {service.token}"}
+        answer = httpx.get(url, params={"after": after, "limit": limit}, headers=headers)
+        ways.add("rows" if answer.status_code == 200 else refused(answer))
+
+    check()
+    assert ways == {"rows", "refused"}
+
+
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null", "any", "", 1, None])
 REFERENCES = ["#", "#/$defs/a", "#/properties/a", "#/nowhere", "http://127.0.0.1:1/x", "file:///etc/passwd", "", "#/%7"]
 PATTERNS = ["^a$", "(a+)+$", "(", "[", "\\", "(?P<a>x)(?P=a)", "a{1,99999}", "\\p{L}"]

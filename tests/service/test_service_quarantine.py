@@ -375,7 +375,7 @@ def test_a_quarantine_that_appears_in_the_last_moment_is_not_touched(
         patch.setattr(LocalTree, "publish", slower)
         assert service.assemble()
     assert (service.data_root / "bad.parquet").read_bytes() == b"somebody's"
-    assert "bad.parquet was created by somebody else while the batch ran" in waits_for(service, batch)
+    assert "bad.parquet was written by somebody else while the batch ran" in waits_for(service, batch)
     service.client.cancel(batch.id)
     for _ in range(duties.CANCELLED_TRIES + 1):
         assert service.assemble()

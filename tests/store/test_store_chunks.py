@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -78,10 +79,11 @@ class Store:
 
 
 def part(number: int = 0, rows: int = 2, sha256: str = "x") -> StoredPart:
+    """A part of a content that ``sha256`` stands for."""
     record = PartRecord(
         number=number,
         bytes=1,
-        sha256=sha256,
+        sha256=hashlib.sha256(sha256.encode()).hexdigest(),
         rows=rows,
         rows_failed=0,
         prompt_tokens=3,
