@@ -104,7 +104,7 @@ def test_a_retry_after_a_broken_budget_asks_for_the_failed_rows_alone(airflow: A
     assert airflow.wait_for_run("error_budget", run_id) == "failed"
     newest, oldest = batches_of(pool, run_id, "answer")
     assert (newest.generation, oldest.generation) == (2, 1)
-    assert "batch " + newest.id + " asks for those again" in airflow.task_log(
+    assert "batch " + newest.id + " asks for the failed ones again" in airflow.task_log(
         "error_budget", run_id, "answer", try_number=2
     )
     second = target(pool, "budget.parquet")

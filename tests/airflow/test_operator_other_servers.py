@@ -335,7 +335,9 @@ def test_a_batch_that_expired_elsewhere_says_where_its_rows_are_and_that_a_retry
     counts = {"total": 9, "completed": 4, "failed": 5}
     foreign.batches[0] |= {"status": "expired", "output_file_id": "file-o", "request_counts": counts}
     with pytest.raises(AirflowException, match=r"4 of 9 rows.*output file file-o.*submits it anew"):
-        operator().execute_complete({}, {"batch_id": deferral.trigger.batch_id, "status": "expired"})
+        operator().execute_complete(
+            {"ti": task_instance()}, {"batch_id": deferral.trigger.batch_id, "status": "expired"}
+        )
 
 
 async def test_a_trigger_follows_a_batch_through_words_that_it_does_not_know(foreign: ForeignServer) -> None:

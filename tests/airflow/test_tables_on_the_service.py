@@ -42,7 +42,7 @@ def work(connected: Any) -> None:
 def test_rows_of_a_dag_become_a_target(target: str, connected: Any) -> None:
     task, batch_id = submitted(target=target)
     work(connected)
-    manifest = task.execute_complete({}, {"batch_id": batch_id, "status": "completed"})
+    manifest = task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id, "status": "completed"})
     assert manifest["counts"] == {"success": 3}
     rows = list(connected.client.results(batch_id))
     assert [(row["text"], row["n"], row["llm_status"]) for row in rows] == [
@@ -59,7 +59,7 @@ def test_a_query_of_several_files_becomes_one_target(
     query = SQLSource("warehouse", "select * from reviews order by id", rows_per_file=4)
     task, batch_id = submitted(source=query)
     work(connected)
-    assert task.execute_complete({}, {"batch_id": batch_id, "status": "completed"})["rows"] == 10
+    assert task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id, "status": "completed"})["rows"] == 10
     assert pq.read_table(connected.data_root / "out.parquet")["id"].to_pylist() == list(range(10))
 
 
@@ -68,10 +68,12 @@ def test_a_cancelled_batch_of_uploaded_rows_goes_on_from_what_was_done(connected
     connected.plan()
     connected.client.cancel(first)
     work(connected)
-    task, second = submitted(source=[{"text": "the function would give something else by now"}])
+    task, second = submitted()
     assert connected.client.get(second).generation == 2
     work(connected)
-    assert task.execute_complete({}, {"batch_id": second, "status": "completed"})["counts"] == {"success": 3}
+    assert task.execute_complete({"ti": task_instance()}, {"batch_id": second, "status": "completed"})["counts"] == {
+        "success": 3
+    }
 
 
 def test_a_retry_asks_for_the_failed_rows_alone_and_then_succeeds(connected: Any) -> None:
@@ -82,7 +84,7 @@ def test_a_retry_asks_for_the_failed_rows_alone_and_then_succeeds(connected: Any
     with pytest.raises(
         AirflowException, match=r"2 of 3 rows of batch .* failed .66.7%., and max_errors is 0"
     ) as failure:
-        task.execute_complete({}, {"batch_id": first, "status": "completed"})
+        task.execute_complete({"ti": task_instance()}, {"batch_id": first, "status": "completed"})
     assert "Row 1: error, " in str(failure.value)
     assert str(connected.data_root / "out.parquet") in str(failure.value)
     ti = task_instance()
@@ -92,7 +94,7 @@ def test_a_retry_asks_for_the_failed_rows_alone_and_then_succeeds(connected: Any
     connected.plan()
     assert AnsweringWorker(connected).work() == 2
     connected.assemble()
-    result = again.execute_complete({}, {"batch_id": second, "status": "completed"})
+    result = again.execute_complete({"ti": task_instance()}, {"batch_id": second, "status": "completed"})
     assert result["counts"] == {"success": 3}
 
 
@@ -102,18 +104,22 @@ def test_answers_that_do_not_fit_break_a_limit_of_their_own_and_count_as_failed_
     connected.plan()
     AnsweringWorker(connected, failing={0}, invalid={2}).work()
     connected.assemble()
-    result = task.execute_complete({}, {"batch_id": first, "status": "completed"})  # 1 of 3 invalid, 2 of 3 failed
+    result = task.execute_complete(
+        {"ti": task_instance()}, {"batch_id": first, "status": "completed"}
+    )  # 1 of 3 invalid, 2 of 3 failed
     assert result["counts"] == {"error": 1, "invalid_output": 1, "success": 1}
     assert (result["quarantine"]["uri"], result["quarantine"]["rows"]) == (str(connected.data_root / "bad.parquet"), 2)
     strict = operator(choices=["a", "b"], max_error_rate=0.7, max_invalid_rate=0.2)
     with pytest.raises(AirflowException, match=r"1 of 3 rows of batch .* have an answer that does not fit") as failure:
-        strict.execute_complete({}, {"batch_id": first, "status": "completed"})
+        strict.execute_complete({"ti": task_instance()}, {"batch_id": first, "status": "completed"})
     said = str(failure.value)
     assert "(33.3%), and max_invalid_rate is 0.2. Row 2: invalid_output, not_a_choice: row 2 does not fit." in said
     assert "Row 0" not in said
     assert f"and the failed ones alone in {connected.data_root / 'bad.parquet'}. A retry asks for" in said
     with pytest.raises(AirflowException, match=r"2 of 3 rows of batch .* failed .66.7%., and max_error_rate is 0.6"):
-        operator(max_error_rate=0.6).execute_complete({}, {"batch_id": first, "status": "completed"})
+        operator(max_error_rate=0.6).execute_complete(
+            {"ti": task_instance()}, {"batch_id": first, "status": "completed"}
+        )
 
 
 def test_a_retry_after_too_many_answers_that_do_not_fit_asks_for_those_again(connected: Any) -> None:
@@ -127,7 +133,7 @@ def test_a_retry_after_too_many_answers_that_do_not_fit_asks_for_those_again(con
     connected.plan()
     assert AnsweringWorker(connected).work() == 1
     connected.assemble()
-    result = task.execute_complete({}, {"batch_id": second, "status": "completed"})
+    result = task.execute_complete({"ti": task_instance()}, {"batch_id": second, "status": "completed"})
     assert (result["counts"], result["quarantine"]["rows"]) == ({"success": 3}, 0)
 
 
@@ -142,7 +148,7 @@ def test_a_request_file_with_too_many_failed_requests_breaks_its_budget(connecte
     AnsweringWorker(connected, failing={2}).work()
     connected.assemble()
     with pytest.raises(AirflowException, match=r"1 of 4 rows .* max_error_rate is 0.1") as failure:
-        task.execute_complete({}, {"batch_id": batch_id, "status": "completed"})
+        task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id, "status": "completed"})
     assert "Row 2: error, " in str(failure.value)
     assert "row 2 is refused" in str(failure.value)
     _, second = submitted(**table, input_file_id=file.id, max_error_rate=0.1)

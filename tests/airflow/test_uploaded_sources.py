@@ -185,7 +185,7 @@ def test_a_dry_run_needs_no_target_and_gives_its_estimate(
     estimate = {"rows": 2, "rows_faulty": 0, "rows_duplicate": 0, "rows_reused": 0, "rows_asked": 2}
     estimate |= {"prompt_tokens": 30, "tokens_from": "tokenized sample", "sample_rows": 2, "completion_tokens": 8}
     batch |= {"status": "completed", "estimate": estimate}
-    result = task.execute_complete({}, {"batch_id": batch_id, "status": "completed"})
+    result = task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id, "status": "completed"})
     assert result == {"batch_id": batch_id, **estimate, "gpu_seconds": None, "cost": None}
 
 
@@ -193,14 +193,14 @@ def test_a_dry_run_without_an_estimate_fails(service: TableService) -> None:
     task, batch_id = deferred(dry_run=True)
     service.end(batch_id)
     with pytest.raises(AirflowFailException, match="without an estimate"):
-        task.execute_complete({}, {"batch_id": batch_id})
+        task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id})
 
 
 def test_rows_that_failed_within_the_budget_do_not_fail_the_task(service: TableService) -> None:
     task, batch_id = deferred(max_error_rate=0.5, max_errors=1)
     service.failing = [(1, "error", "context_length: Too long.")]
     service.end(batch_id)
-    assert task.execute_complete({}, {"batch_id": batch_id})["status"] == "completed"
+    assert task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id})["status"] == "completed"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_broken_budget_fails_the_task_with_counts_and_three_rows(
     service.failing += [(row, "invalid_output", "invalid_output: No JSON") for row in (2, 3, 5)]
     service.end(batch_id, total=10)
     with pytest.raises(AirflowException, match=limit) as failure:
-        task.execute_complete({}, {"batch_id": batch_id})
+        task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id})
     assert not isinstance(failure.value, AirflowFailException)
     said = str(failure.value)
     assert f"5 of 10 rows of batch {batch_id} failed (50.0%)" in said
