@@ -11,6 +11,7 @@ from airflow_processes import AirflowProcesses
 from pool import Pool
 
 from airflow_batch_llm.wire import Batch
+from tests.conftest import eventually
 
 pytestmark = [pytest.mark.airflow, pytest.mark.vllm]
 
@@ -123,3 +124,18 @@ def test_a_cleared_task_asks_anew_or_reuses_as_it_is_told(airflow: AirflowProces
     reuse, _ = batches_of(pool, run_id, "reuse")
     assert (before.reuse, rerun.reuse, reuse.reuse) == ("auto", "never", "auto")
     assert (before.progress.rows_reused, rerun.progress.rows_reused, reuse.progress.rows_reused) == (0, 0, 4)
+
+
+def test_the_first_rows_are_judged_on_a_worker_before_the_others_are_asked(
+    airflow: AirflowProcesses, pool: Pool
+) -> None:
+    run_id = airflow.trigger("canaries")
+    assert airflow.wait_for_run("canaries", run_id, seconds=120) == "failed"
+    assert airflow.task_states("canaries", run_id) == {"passes": "success", "stops": "failed"}
+    assert [row["llm_status"] for row in target(pool, "canary-passes.parquet")] == ["success"] * 6
+    assert "have passed, so the others follow" in airflow.task_log("canaries", run_id, "passes")
+    path = f"/dags/canaries/dagRuns/{run_id}/taskInstances/stops/logs/1"
+    said = json.dumps(airflow.call("GET", path, params={"full_content": True})["content"])  # with the exception's text
+    assert "canary_check returned False on 2 success" in said, said
+    eventually((pool.data_root / "canary-stops.parquet.manifest.json").exists)
+    assert [row["llm_status"] for row in target(pool, "canary-stops.parquet")] == ["success"] * 2 + ["cancelled"] * 4

@@ -28,6 +28,7 @@ TESTS: Final = (
     "tests/service/test_service_round_trip.py",
 )
 SHOWN: Final = 12
+EXPIRED: Final = "chunks.c.lease_until < select(now).scalar_subquery()"
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Mutant:
     after: str = ""
     """It is the first one after this."""
 
+    def found_in(self, package: Path) -> list[Path]:
+        """The files that the guard stands in."""
+        return [path for path in sorted((package / self.folder).rglob("*.py")) if self._place(path.read_text()) >= 0]
+
     def apply(self, package: Path) -> Path:
         """Takes the guard out; gives the file it was in."""
-        found = [path for path in sorted((package / self.folder).rglob("*.py")) if self._place(path.read_text()) >= 0]
+        found = self.found_in(package)
         if len(found) != 1:
             raise SystemExit(
                 f"The guard {self.guard!r} of mutant {self.name!r} is in {len(found)} files: mend this list."
@@ -61,8 +66,8 @@ class Mutant:
 
 MUTANTS: Final = (
     Mutant("the fence asks for no attempt", "store", "        chunks.c.attempt == lease.attempt,\n", "", "def _fence("),
-    Mutant("a lease never runs out", "store", "chunks.c.lease_until < now", "chunks.c.lease_until < now - 1e9"),
-    Mutant("a lease has always run out", "store", "chunks.c.lease_until < now", "chunks.c.lease_until < now + 1e9"),
+    Mutant("a lease never runs out", "store", EXPIRED, f"{EXPIRED} - 1e9"),
+    Mutant("a lease has always run out", "store", EXPIRED, f"{EXPIRED} + 1e9"),
     Mutant("a key is not looked up", "store", "self._last_generation(connection, team, key)", "None"),
     Mutant("a duty asks for no attempt", "store", "        duties.c.attempt == duty.attempt,\n", "", "def _held("),
     Mutant(
