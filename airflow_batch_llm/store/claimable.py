@@ -4,8 +4,7 @@ Chunks whose lease ran out come first, then the order is that of :mod:`airflow_b
 endpoint and team (a *lane*) the index ``ix_chunks_claim`` has the waiting chunks in that order, so a claim reads the
 first one of each lane and sorts nothing. Where the firsts of several teams are equals, that team is next for which the
 fewest chunks are in work, and of those the one that this process has not served for longest; so with the lanes of one
-team. The statements are built once: to build
-them anew took most of a claim.
+team. The statements are built once: to build them anew took most of a claim.
 """
 
 from __future__ import annotations
