@@ -15,16 +15,18 @@ import pool as demo_pool
 import pytest
 import uvicorn
 from pool import ROOT, TINY_MODEL, Pool, free_port, wait_for_worker
+from sqlalchemy import update
 from xdist.scheduler import LoadScopeScheduling
 
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.models import DutyKind
+from airflow_batch_llm.models import ChunkState, DutyKind
 from airflow_batch_llm.service.app import create_app
 from airflow_batch_llm.service.duties import DutyRunner
 from airflow_batch_llm.service.duty_process import runner
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.tables import chunks
 from tests.postgres import BOTH_STORES, Postgres, running_postgres
 
 PACKAGES = ROOT / "dags_examples" / "data" / "packages.parquet"
@@ -85,6 +87,11 @@ class RunningService:
 
     def assemble(self) -> bool:
         return self._runner(DutyKind.ASSEMBLE).run_once()
+
+    def end_leases(self) -> None:
+        """Moves all leases of chunks into the past, as if their workers had been silent."""
+        with self.state.database.writing() as connection:
+            connection.execute(update(chunks).where(chunks.c.state == ChunkState.LEASED).values(lease_until=1.0))
 
     def _runner(self, kind: DutyKind) -> DutyRunner:
         """Kept, as a process keeps its own: to open one costs more than most duties of a test."""

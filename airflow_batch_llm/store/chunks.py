@@ -275,9 +275,16 @@ class Chunks:
     ) -> int:
         """Commits the parts that are not committed yet; gives how many rows that added."""
         new = [part for part in stored if not self._known(connection, lease, part.record)]
+        rows = sum(part.record.rows for part in new)
+        if chunk["rows_done"] + rows > chunk["rows"]:
+            raise ConflictError(
+                f"Chunk {lease.chunk_id} has {chunk['rows']} rows, of which {chunk['rows_done']} have a committed "
+                f"result: parts with {rows} more do not fit. Nothing was written.",
+                code="rows_exceeded",
+            )
         for part in new:
             self._add_part(connection, lease, chunk, part)
-        return sum(part.record.rows for part in new)
+        return rows
 
     def _known(self, connection: Connection, lease: ChunkLease, record: PartRecord) -> bool:
         """Whether an earlier call, whose answer was lost, brought this very part already."""

@@ -7,11 +7,9 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import update
 
 from airflow_batch_llm.errors import ConflictError, LeaseLostError
 from airflow_batch_llm.service.suspects import BARREN_ATTEMPTS
-from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.wire import Batch
 from airflow_batch_llm.worker_wire import Claim, RowLine
 from tests.conftest import RunningService
@@ -48,11 +46,6 @@ def _rows_done(service: RunningService, batch: Batch) -> int:
     return service.client.get(batch.id).progress.rows_done
 
 
-def _end_leases(service: RunningService) -> None:
-    with service.state.database.writing() as connection:
-        connection.execute(update(chunks).values(lease_until=1.0))
-
-
 def test_a_commit_whose_answer_was_lost_may_be_said_again(
     service: RunningService, batch: Batch, worker: AnsweringWorker, claimed: Claimed
 ) -> None:
@@ -70,7 +63,7 @@ def test_a_worker_whose_chunk_was_handed_on_can_neither_read_nor_write_it(
 ) -> None:
     stale, lines = claimed
     parts = [worker.store(stale, 0, lines)]
-    _end_leases(service)
+    service.end_leases()
     current = worker.claim()
     assert current is not None
     calls: dict[str, Callable[[], object]] = {
@@ -121,7 +114,7 @@ def test_an_attempt_gets_only_the_rows_that_no_committed_part_has(
     claim, lines = claimed
     worker.link.extend(claim, [worker.store(claim, 0, lines[:1])])
     worker.store(claim, 1, lines[1:2])  # stored, and never committed
-    _end_leases(service)
+    service.end_leases()
     again = worker.claim()
     assert again is not None
     assert (again[0].attempt, again[0].done) == (2, [lines[0].row])
@@ -155,9 +148,22 @@ def test_a_chunk_whose_rows_are_all_done_is_ended_however_often_that_failed_befo
     claim, lines = claimed
     worker.link.extend(claim, [worker.store(claim, 0, lines)])
     for _ in range(BARREN_ATTEMPTS + 2):
-        _end_leases(service)
+        service.end_leases()
         again = worker.claim()
         assert again is not None
         assert again[1] == []
     worker.link.commit(again[0], [])
     assert service.client.get(batch.id).status == "finalizing"
+
+
+def test_parts_with_more_rows_than_the_chunk_has_are_refused(
+    service: RunningService, batch: Batch, worker: AnsweringWorker, claimed: Claimed
+) -> None:
+    claim, lines = claimed
+    worker.link.extend(claim, [worker.store(claim, 0, lines[:3])])
+    for call in (worker.link.commit, worker.link.extend):
+        with pytest.raises(ConflictError, match="has 4 rows, of which 3 have a committed result: parts with 4 more"):
+            call(claim, [worker.store(claim, 1, lines)])
+    assert _rows_done(service, batch) == 3
+    worker.link.commit(claim, [worker.store(claim, 2, lines[3:])])
+    assert _rows_done(service, batch) == 4

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.settings import EngineSettings, ServiceSettings, WorkerSettings
@@ -138,11 +138,6 @@ class Bench:
         joined = attempts.join(chunks, chunks.c.id == attempts.c.chunk_id)
         query = select(attempts).select_from(joined).where(chunks.c.batch_id == batch_id)
         return self._rows(query.order_by(attempts.c.chunk_id, attempts.c.attempt))
-
-    def end_leases(self, batch_id: str) -> None:
-        """Moves the leases of a batch's chunks into the past, as if their worker had been silent."""
-        with self.service.state.database.writing() as connection:
-            connection.execute(update(chunks).where(chunks.c.batch_id == batch_id).values(lease_until=1.0))
 
     def _rows(self, query: Any) -> list[dict[str, Any]]:
         with self.service.state.database.reading() as connection:

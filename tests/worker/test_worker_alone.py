@@ -7,11 +7,9 @@ import dataclasses
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import update
 
 from airflow_batch_llm.service.suspects import BARREN_ATTEMPTS
 from airflow_batch_llm.settings import ServiceSettings
-from airflow_batch_llm.store.tables import chunks
 from airflow_batch_llm.worker_wire import Claim
 from tests.service.answering import AnsweringWorker
 from tests.worker.conftest import Bench
@@ -20,11 +18,6 @@ from tests.worker.conftest import Bench
 @pytest.fixture
 def settings(settings: ServiceSettings) -> ServiceSettings:
     return dataclasses.replace(settings, chunk_rows=1, lease_seconds=60.0)
-
-
-def _end_leases(bench: Bench) -> None:
-    with bench.service.state.database.writing() as connection:
-        connection.execute(update(chunks).where(chunks.c.state == "leased").values(lease_until=1.0))
 
 
 async def _claims(worker: AnsweringWorker) -> list[Claim]:
@@ -41,10 +34,10 @@ async def _lost_alone(bench: Bench, *texts: str) -> str:
     worker = AnsweringWorker(bench.service, model=bench.engine.model)
     for _ in range(BARREN_ATTEMPTS):
         await _claims(worker)
-        _end_leases(bench)
+        bench.service.end_leases()
     worker.begins = False
     assert [claim.alone for claim in await _claims(worker)] == [True] * len(texts)
-    _end_leases(bench)
+    bench.service.end_leases()
     return batch_id
 
 
@@ -56,7 +49,7 @@ async def test_a_row_that_waits_while_its_workers_end_of_another_is_not_given_up
         first, second = await _claims(worker)
         assert first.condemned == second.condemned == []
         await asyncio.to_thread(worker.link.begin, first)
-        _end_leases(bench)
+        bench.service.end_leases()
     first, second = await _claims(worker)
     assert [(row.row, row.code) for row in first.condemned] == [(0, "worker_lost")]
     assert second.condemned == []

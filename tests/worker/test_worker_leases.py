@@ -170,7 +170,7 @@ async def test_a_worker_whose_lease_was_lost_drops_the_chunk_and_writes_nothing(
     async with bench.worker(max_num_seqs=2):  # a window of 4, so rows are left to send and it claims nothing
         await soon(lambda: bench.get(batch_id).progress.rows_done == 10)
         before = bench.parts(batch_id)
-        bench.end_leases(batch_id)
+        bench.service.end_leases()
         lease = _claimed_by_another(bench)
         assert lease.attempt == 2
         await soon(lambda: bench.engine.in_flight == 0, what="the worker takes its rows back")
@@ -188,7 +188,7 @@ async def test_a_worker_that_gets_its_own_lost_chunk_again_keeps_the_new_lease(b
     batch_id = bench.submit(CHUNK_ROWS)
     async with bench.worker(max_num_seqs=CHUNK_ROWS):
         await soon(lambda: bench.get(batch_id).progress.rows_done == CHUNK_ROWS - 1)
-        bench.end_leases(batch_id)
+        bench.service.end_leases()
         await soon(lambda: bench.chunks(batch_id)[0]["attempt"] == 2)
         await soon(lambda: bench.engine.asked[batch_id, 5] == 2)
         await soon(lambda: bench.engine.in_flight == 1, what="the first attempt takes its row back")
