@@ -34,6 +34,10 @@ MOST_EXPIRY_SECONDS: Final = 30 * 86_400
 MOST_CANARY_ROWS: Final = 10_000
 """They are judged in one piece, in memory."""
 
+LEAST_UNWATCHED: Final = 120
+"""Seconds; a batch that is watched is asked for at least once a minute."""
+GREATEST_UNWATCHED: Final = 30 * 86_400
+
 CompletionWindow = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}[mhd]$")]
 """How long a batch may take: a whole number of minutes, hours or days, such as ``30m``, ``24h`` or ``7d``."""
 
@@ -154,6 +158,9 @@ class BatchCreate(Strict):
     """Of a table: how many of its first rows are run before the others. When they are done the batch is paused
     (``paused`` is ``canary``), until it is resumed: whoever judges them does that, or cancels it. A table without other
     rows to ask is not paused."""
+    pause_unwatched_after: Annotated[int, Field(ge=LEAST_UNWATCHED, le=GREATEST_UNWATCHED)] | None = None
+    """Of a batch with a ``holder``: for how many seconds nobody may watch it before it is paused (``paused`` is
+    ``unwatched``), until somebody does. Whoever asks for it by its id watches it, and whoever waits for its changes."""
     deadline: Annotated[int, Field(ge=0, lt=2**40)] | None = None
     """A time by which the batch must be done; the earlier of this and ``completion_window`` counts."""
 
@@ -305,6 +312,8 @@ class Batch(BaseModel):
     dry_run: bool = False
     paused: PauseReason | None = None
     """Who paused the batch, while it is paused: no worker gets more of it then."""
+    pause_unwatched_after: int | None = None
+    """Seconds that nobody watches it after which it is paused."""
     canary_rows: int | None = None
     canary: CanaryState | None = None
     """Whether the other rows still wait for the verdict on the first ones, or those have passed; null where none

@@ -16,7 +16,13 @@ from airflow_batch_llm.client.plain_server import KEY
 from airflow_batch_llm.models import CHAT_COMPLETIONS, EMBEDDINGS
 from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
 from airflow_batch_llm.operators.queue_place import as_priority, what_priorities_are
-from airflow_batch_llm.wire import MOST_CANARY_ROWS, CompletionWindow, Message
+from airflow_batch_llm.wire import (
+    GREATEST_UNWATCHED,
+    LEAST_UNWATCHED,
+    MOST_CANARY_ROWS,
+    CompletionWindow,
+    Message,
+)
 
 ENDINGS: Final[Mapping[str, tuple[str, str]]] = {
     ".parquet": ("parquet", ""),
@@ -236,6 +242,17 @@ def check_canary(
         raise ValueError(f"canary_rows needs canary_check or one of {', '.join(limits)}: nothing else judges the rows.")
     if dry_run or not wait_for_completion:
         raise ValueError("canary_rows needs a task that waits for its batch: nobody else would judge the rows.")
+
+
+def check_unwatched(pause_unwatched_after: Any) -> None:
+    if pause_unwatched_after is None:
+        return
+    least, greatest = timedelta(seconds=LEAST_UNWATCHED), timedelta(seconds=GREATEST_UNWATCHED)
+    if not isinstance(pause_unwatched_after, timedelta) or not least <= pause_unwatched_after <= greatest:
+        raise ValueError(
+            f"pause_unwatched_after is {pause_unwatched_after!r}, and must be a timedelta of at least "
+            f"{LEAST_UNWATCHED // 60} minutes and at most {greatest.days} days."
+        )
 
 
 def as_input(prompt: Any, chat: Mapping[str, Any]) -> str:

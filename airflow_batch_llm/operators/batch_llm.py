@@ -133,6 +133,9 @@ class BatchLLMOperator(BaseOperator):
     :param deferrable: whether to wait in the triggerer, which is the default whatever
         ``[operators] default_deferrable`` says, because a batch takes long and a worker slot is dear.
     :param cancel_on_kill: whether the batch is cancelled with the task: killed, failed, cleared or timed out.
+    :param pause_unwatched_after: pauses the batch when no task, sensor or person has watched it for so long, at least
+        two minutes, until one does; else it goes on to its end. It is for where a task may end without its batch being
+        cancelled: before Airflow 3.3, or where a triggerer is lost for good.
     :param poll_interval: seconds between two looks at the batch, where it is looked at by itself: in a worker, and on
         other servers. In a triggerer one request waits for all batches of our service.
     :param timeout: how long the batch may take in all, counted anew in each try.
@@ -201,6 +204,7 @@ class BatchLLMOperator(BaseOperator):
         wait_for_completion: bool = True,
         deferrable: bool = True,
         cancel_on_kill: bool = True,
+        pause_unwatched_after: timedelta | None = None,
         poll_interval: float = 5.0,
         timeout: timedelta | None = None,
         inline_wait: float = 10.0,
@@ -240,6 +244,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_metadata(metadata)
         arguments.check_priority(priority)
         arguments.check_deadline(deadline)
+        arguments.check_unwatched(pause_unwatched_after)
         arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
         embeds = source is not None and endpoint == EMBEDDINGS
         self.source = source
@@ -275,6 +280,7 @@ class BatchLLMOperator(BaseOperator):
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
+        self.pause_unwatched_after = pause_unwatched_after
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.inline_wait = inline_wait
@@ -354,7 +360,12 @@ class BatchLLMOperator(BaseOperator):
     def _submitted(self, names: TaskBatchNames, context: Context) -> tuple[Batch, HeldBatch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:
             server = Server(client, self.hook.has_extensions(client))
-            server.check(table=self.source is not None, priority=self.priority, deadline=self.deadline)
+            server.check(
+                table=self.source is not None,
+                priority=self.priority,
+                deadline=self.deadline,
+                pause_unwatched_after=self.pause_unwatched_after,
+            )
             names = server.present(names)
             queue = self._queue_place(context) if server.extensions else QueuePlace()
             note = Note(names.clears, self._source_hash) if server.extensions else Note()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
@@ -38,6 +39,7 @@ def batch_create(
             group=names.group,
             holder=names.holder,
             on_changed=task.on_changed,
+            pause_unwatched_after=_seconds(task.pause_unwatched_after),
             **asdict(queue),
         )
     except ValidationError as error:
@@ -70,6 +72,10 @@ def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict
         "dry_run": task.estimates,
         "canary_rows": task.canary_rows,
     }
+
+
+def _seconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else int(duration.total_seconds())
 
 
 def _request_file(task: BatchLLMOperator) -> dict[str, Any]:

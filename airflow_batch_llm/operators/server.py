@@ -32,7 +32,7 @@ class Server:
     def find(self, key: str) -> Batch | None:
         return self.client.find(key) if self.extensions else plain_server.find(self.client, key)
 
-    def check(self, *, table: bool, priority: Any, deadline: Any) -> None:
+    def check(self, *, table: bool, priority: Any, deadline: Any, pause_unwatched_after: Any) -> None:
         """Raises AirflowFailException where a batch needs what the server does not have."""
         if self.extensions:
             return
@@ -49,6 +49,11 @@ class Server:
         if priority:
             raise AirflowFailException(
                 f"{only}, which knows no priority; this task has priority={priority}. Leave it out. {unless}"
+            )
+        if pause_unwatched_after is not None:
+            raise AirflowFailException(
+                f"{only}, which pauses nothing; this task has pause_unwatched_after={pause_unwatched_after}. "
+                f"Leave it out. {unless}"
             )
         if deadline is not None:
             raise AirflowFailException(

@@ -66,7 +66,7 @@ def serve(settings: ServiceSettings) -> None:
 
 def _serve(settings: ServiceSettings, sockets: list[socket.socket]) -> None:
     state = ServiceState.open(settings)
-    supervisor = Supervisor(settings, state.duties, state.life)
+    supervisor = Supervisor(settings, state.duties, state.life, state.watching)
     supervisor.start()
     config = uvicorn.Config(create_app(state), log_level="warning", timeout_graceful_shutdown=5)
     try:

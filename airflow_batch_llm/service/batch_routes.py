@@ -71,8 +71,12 @@ def list_batches(
 
 @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=problems(401, 404, 503))
 def get_batch(state: State, team: Reader, batch_id: str) -> Batch | JSONResponse:
-    """The batch as it stands."""
-    return shown(state, team, state.batches.get(team, batch_id))
+    """The batch as it stands. Who asks for it watches it, which matters where it has a ``pause_unwatched_after``."""
+    record = state.batches.get(team, batch_id)
+    if record["pause_unwatched_after"] is not None:
+        state.watching.saw(team, [batch_id])
+        record = state.batches.get(team, batch_id)
+    return shown(state, team, record)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=problems(400, 401, 404, 409, 503))

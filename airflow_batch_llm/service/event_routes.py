@@ -24,6 +24,9 @@ from airflow_batch_llm.store.changes import status_in
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.wire import MOST_CHANGED, BatchChangeList, BatchWatch, ChangedBatch
 
+STILL_WATCHED_SECONDS: Final = 30.0
+"""How often it is noted that a batch is watched whose events somebody waits for."""
+
 router: Final = APIRouter()
 
 
@@ -46,6 +49,7 @@ async def watch_batches(
     state: State, team: Reader, changes: WatchedChanges, request: Request, body: BatchWatch
 ) -> BatchChangeList:
     """The batches that differ from what the caller saw: at once if there are any, else as soon as there are."""
+    await anyio.to_thread.run_sync(state.watching.saw, team, body.batches)
     watch = Watch(team, body.batches, status_only=body.changes == "status")
     answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
     if body.wait and not answer.changed and not answer.gone:
@@ -69,6 +73,7 @@ async def batch_events(
     seen = last_event_id
     while not changes.over:
         try:
+            await anyio.to_thread.run_sync(state.watching.saw, team, [batch_id])
             read = await anyio.to_thread.run_sync(_read, state, changes, team, [batch_id])
         except StoreTroubleError:
             await changes.wait(Watch(team, {batch_id: None}))  # until the store is back
@@ -79,7 +84,7 @@ async def batch_events(
             seen = changed.version
         if all(changed.batch.status.ended for changed in read):  # also where it is not there any more
             return
-        await changes.wait(Watch(team, {batch_id: seen}))
+        await changes.wait(Watch(team, {batch_id: seen}), STILL_WATCHED_SECONDS)
 
 
 async def _while_connected(request: Request, waiting: Awaitable[None]) -> None:

@@ -54,6 +54,7 @@ _AS_STORED: Final = (
     "reuse",
     "dry_run",
     "paused",
+    "pause_unwatched_after",
     "canary_rows",
     "canary",
     "estimate",

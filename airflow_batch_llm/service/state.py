@@ -23,6 +23,7 @@ from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
+from airflow_batch_llm.store.watching import Watching
 from airflow_batch_llm.store.workers import Workers
 
 LEAST_CHARACTERS: Final = 20
@@ -42,6 +43,7 @@ class ServiceState:
     batches: Batches
     life: BatchLife
     pauses: Pauses
+    watching: Watching
     target_notes: TargetNotes
     chunks: Chunks
     duties: Duties
@@ -64,6 +66,7 @@ class ServiceState:
             batches=Batches(database),
             life=BatchLife(database),
             pauses=Pauses(database),
+            watching=Watching(database),
             target_notes=TargetNotes(database),
             chunks=Chunks(database),
             duties=Duties(database),

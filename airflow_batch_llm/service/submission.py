@@ -147,9 +147,15 @@ def _of_file(state: ServiceState, team: str, create: BatchCreate) -> NewBatch:
 
 
 def _common(create: BatchCreate) -> dict[str, Any]:
+    if create.pause_unwatched_after is not None and create.holder is None:
+        raise _refused(
+            "`pause_unwatched_after` needs a `holder`: a batch that nobody holds is to go on by itself.",
+            "invalid_request",
+            "pause_unwatched_after",
+        )
     same = (
         *("metadata", "completion_window", "key", "series", "group", "on_changed", "holder"),
-        *("priority", "fair_group", "deadline"),
+        *("priority", "fair_group", "deadline", "pause_unwatched_after"),
     )
     return {
         **{name: getattr(create, name) for name in same},

@@ -18,6 +18,7 @@ from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.store.database import StoreTroubleError
 from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Supervisor:
     settings: ServiceSettings
     duties: Duties
     life: BatchLife
+    watching: Watching
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _children: dict[DutyKind, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -102,7 +104,10 @@ class Supervisor:
 
     def _tidy(self) -> None:
         while not self._over.wait(TIDY_SECONDS):
-            for tidy in (self.life.expire_due, self.life.raise_due, self.life.settle_ending):
+            for tidy in (
+                *(self.life.expire_due, self.life.raise_due, self.life.settle_ending),
+                self.watching.pause_due,
+            ):
                 try:
                     tidy()
                 except StoreTroubleError as error:

@@ -77,6 +77,8 @@ class NewBatch:
     reuse: str = "auto"
     dry_run: bool = False
     canary_rows: int | None = None
+    pause_unwatched_after: int | None = None
+    """In seconds: it is paused when nobody has watched it for so long."""
     on_changed: str = "fail"
     """What is done about a batch of other content under the key: see :meth:`Batches.submit`."""
 
@@ -275,7 +277,8 @@ class Batches:
                 param="key",
             )
         if new.holder is not None:
-            connection.execute(update(batches).where(batches.c.id == last.id).values(holder=new.holder))
+            values = {"holder": new.holder, **self._watched(new)}
+            connection.execute(update(batches).where(batches.c.id == last.id).values(values))
         return self._row(connection, last.id)
 
     def _insert(
@@ -290,8 +293,17 @@ class Batches:
             "key": key,
             "fair_group": new.fair_group or new.series or batch_id,
             "expires_at": case((ends[0] < ends[-1], ends[0]), else_=ends[-1]) if ends else None,
+            **self._watched(new),
         }
         self._store(connection, batch_id, generation, values)
+
+    def _watched(self, new: NewBatch) -> dict[str, Any]:
+        """Who submits a batch watches it."""
+        after = new.pause_unwatched_after
+        return {
+            "pause_unwatched_after": after,
+            "unwatched_at": None if after is None else self._database.now() + after,
+        }
 
     def _store(self, connection: Connection, batch_id: str, generation: int, values: dict[str, Any]) -> None:
         if values["input_file_id"] is not None:

@@ -21,7 +21,7 @@ from airflow_batch_llm.store.locks import lock_batch
 from airflow_batch_llm.store.tables import batches, chunks
 from airflow_batch_llm.store.turns import let_wait, lock_turns
 
-_PAUSABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
+PAUSABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
 
 class Pauses:
@@ -40,7 +40,7 @@ class Pauses:
         with self._database.writing() as connection:
             batch = _locked(connection, team, batch_id, "paused")
             if batch.paused is None:
-                _hold(connection, batch_id)
+                hold_chunks(connection, batch_id)
             if batch.paused is None or reason == PauseReason.REQUESTED:
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=reason))
             return _record(connection, batch_id)
@@ -57,19 +57,31 @@ class Pauses:
             lock_turns(connection, self._database, batch_id)
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
-                if batch.paused == PauseReason.CANARY:
-                    pass_canary(connection, batch_id)
-                let_wait(connection, batch)
-                connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=None))
-                settle(connection, self._database, batch_id)
+                self._let_go_on(connection, batch)
             return _record(connection, batch_id)
+
+    @tried_again
+    def resume_unwatched(self, batch_id: str) -> None:
+        """Lets a batch go on that is paused since nobody watched it; any other stays as it is."""
+        with self._database.writing() as connection:
+            lock_turns(connection, self._database, batch_id)
+            batch = lock_batch(connection, batch_id)
+            if batch is not None and batch.status in PAUSABLE and batch.paused == PauseReason.UNWATCHED:
+                self._let_go_on(connection, batch)
+
+    def _let_go_on(self, connection: Connection, batch: Row[Any]) -> None:
+        if batch.paused == PauseReason.CANARY:
+            pass_canary(connection, batch.id)
+        let_wait(connection, batch)
+        connection.execute(update(batches).where(batches.c.id == batch.id).values(paused=None))
+        settle(connection, self._database, batch.id)
 
 
 def _locked(connection: Connection, team: str, batch_id: str, done: str) -> Row[Any]:
     batch = lock_batch(connection, batch_id)
     if batch is None or batch.team != team:
         raise no_such_batch(batch_id)
-    if batch.status not in _PAUSABLE:
+    if batch.status not in PAUSABLE:
         raise ConflictError(
             f"Batch {batch_id} is {batch.status}: only one that is validating or in progress can be {done}. "
             "Nothing was changed.",
@@ -79,8 +91,11 @@ def _locked(connection: Connection, team: str, batch_id: str, done: str) -> Row[
     return batch
 
 
-def _hold(connection: Connection, batch_id: str) -> None:
-    """A chunk that is just being claimed is waited for, and is the worker's then."""
+def hold_chunks(connection: Connection, batch_id: str) -> None:
+    """Takes what waits of a batch out of the queue.
+
+    A chunk that is just being claimed is waited for, and is the worker's then.
+    """
     waiting = (chunks.c.batch_id == batch_id, chunks.c.state == ChunkState.PENDING)
     connection.execute(update(chunks).where(*waiting).values(state=ChunkState.HELD))
 

@@ -96,6 +96,8 @@ batches: Final = Table(
     Column("raised", Boolean, nullable=False, server_default=false()),
     Column("status", String(16), nullable=False),
     Column("paused", String(16)),
+    Column("pause_unwatched_after", Integer),
+    Column("unwatched_at", Double),
     Column("canary_rows", Integer),
     Column("canary", String(8)),
     Column("expiring", Boolean, nullable=False, server_default=false()),

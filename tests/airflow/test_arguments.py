@@ -103,6 +103,8 @@ def operator(**changes: Any) -> BatchLLMOperator:
         ({"priority": True}, "priority is True"),
         ({"deadline": timedelta(0)}, "a timedelta is counted from the submit"),
         ({"deadline": 3600}, "deadline is 3600"),
+        ({"pause_unwatched_after": timedelta(minutes=1)}, "a timedelta of at least 2 minutes and at most 30 days"),
+        ({"pause_unwatched_after": 600}, "pause_unwatched_after is 600, and must be a timedelta"),
         ({"poll_interval": 0}, "poll_interval is 0"),
         ({"inline_wait": -1}, "inline_wait is -1"),
         ({"timeout": timedelta(0)}, "timeout is"),

@@ -51,6 +51,12 @@ def test_a_batch_that_is_not_done_at_once_defers(connected: Any) -> None:
     assert task.operator_extra_links[0].get_link(task, ti_key=None) == f"{connected.url}/v1/batches/{batch.id}"
 
 
+def test_a_batch_is_paused_while_nobody_watches_it_only_where_the_task_asks_for_that(connected: Any) -> None:
+    for after, seconds in ((timedelta(hours=1), 3600), (None, None)):
+        _, deferral = deferred(task_instance(), pause_unwatched_after=after)
+        assert connected.client.get(deferral.trigger.batch_id).pause_unwatched_after == seconds
+
+
 def test_a_request_file_on_our_service_has_a_key_and_a_holder_like_a_table(connected: Any) -> None:
     file = connected.client.upload_bytes("requests.jsonl", b"{}\n")
     task = BatchLLMOperator(task_id="classify", input_file_id=file.id, inline_wait=0.0, priority=7)

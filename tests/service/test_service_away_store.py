@@ -61,7 +61,7 @@ class Loops:
         self._supervisor()._tidy()
 
     def _supervisor(self) -> Supervisor:
-        made = Supervisor(self._state.settings, self._state.duties, self._state.life)
+        made = Supervisor(self._state.settings, self._state.duties, self._state.life, self._state.watching)
         self._patch.setattr(made, "_over", self._over)
         return made
 

@@ -293,7 +293,7 @@ def test_a_store_that_is_away_when_a_duty_process_dies_does_not_keep_it_from_sta
         raise StoreTroubleError("The store cannot be used: database is locked.")
 
     monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
-    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life, service.state.watching)
     monkeypatch.setattr(service.state.duties, "free_those_of", away)
     keeper.start()
     try:
@@ -322,7 +322,7 @@ def test_a_duty_process_that_does_not_come_up_is_started_again(
 
     monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "start_child", stumbling)
-    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life, service.state.watching)
     keeper.start()
     try:
         eventually(lambda: len(started) >= 4 and all(child.poll() is None for child in keeper._children.values()))
@@ -342,7 +342,7 @@ def test_a_stop_ends_a_duty_process_that_is_being_started(
         return start_child(command, **options)
 
     monkeypatch.setattr(supervisor, "start_child", slow)
-    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life)
+    keeper = supervisor.Supervisor(service.settings, service.state.duties, service.state.life, service.state.watching)
     keeper.start()
     assert begun.wait(10)
     keeper.stop()

@@ -24,6 +24,7 @@ from airflow_batch_llm.service.notifier import LEASE_SECONDS, RETRY_SECONDS, Not
 from airflow_batch_llm.settings import ServiceSettings, WebhookSettings
 from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.duties import Duties
+from airflow_batch_llm.store.watching import Watching
 from tests.conftest import eventually
 from tests.store.test_store_chunks import TEAM, Store, store
 
@@ -334,7 +335,7 @@ def test_the_service_tells_whatever_breaks_off(
     standing = Store(settings.store_url)
     standing.database = Database(settings.store_url)
     batch_id = failed(standing)
-    keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life)
+    keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life, Watching(standing.database))
     keeper.start()
     eventually(lambda: receiver.bodies, what="the webhook is told")
     keeper.stop()
@@ -354,7 +355,7 @@ def test_a_service_that_ended_while_a_webhook_was_silent_tells_it_again_at_once_
     standing.database = Database(settings.store_url)
     failed(standing)
     for told in (1, 2):
-        keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life)
+        keeper = supervisor.Supervisor(settings, Duties(standing.database), standing.life, Watching(standing.database))
         keeper.start()
         eventually(lambda told=told: len(receiver.bodies) == told, seconds=5, what="the webhook is told")
         keeper.stop()

@@ -25,6 +25,7 @@ from airflow_batch_llm.store.life import Plan, PlannedChunk
 from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.tables import batches, chunks, duties, index_batches, parts
 from airflow_batch_llm.store.team_secrets import TeamSecrets
+from airflow_batch_llm.store.watching import Watching
 from airflow_batch_llm.worker_wire import Registration, ServedModel
 from tests.conftest import eventually
 from tests.postgres import Postgres
@@ -323,6 +324,21 @@ def test_a_chunk_that_comes_back_while_its_batch_is_resumed_can_be_claimed(store
     _pause(batch_id)(store)
     sides: list[Verb] = [_resume(batch_id), lambda side: side.chunks.release(lease, [], outcome="drained")]
     overlapping(store, *(sides if resume_first else reversed(sides)), waits=True)
+    assert _count(store, chunks, chunks.c.state == ChunkState.PENDING) == 1
+
+
+@pytest.mark.parametrize("pause_first", [True, False])
+def test_a_batch_that_is_looked_at_in_the_moment_it_is_paused_for_want_of_looks_goes_on(
+    store: Store, pause_first: bool
+) -> None:
+    batch_id = store.planned(holder="h", pause_unwatched_after=120)
+    store.now += 120
+    sides: list[Verb] = [
+        lambda side: Watching(side.database).pause_due(),
+        lambda side: Watching(side.database).saw(TEAM, [batch_id]),
+    ]
+    overlapping(store, *(sides if pause_first else reversed(sides)), waits=True)
+    assert store.batches.get(TEAM, batch_id)["paused"] is None
     assert _count(store, chunks, chunks.c.state == ChunkState.PENDING) == 1
 
 

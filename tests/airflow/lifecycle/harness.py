@@ -60,6 +60,11 @@ class Lifecycle:
     def client(self) -> BatchClient:
         return BatchClient(self.url, self.token)
 
+    def listed(self, batch: Batch) -> Batch:
+        """The batch as a list shows it, which is no look at it."""
+        with self.client() as client:
+            return next(found for found in client.list(limit=100).data if found.id == batch.id)
+
     def trigger(self, dag_id: str, *, task_id: str = "answer", **conf: Any) -> Task:
         return Task(self, dag_id, self.airflow.trigger(dag_id, conf=conf), task_id)
 

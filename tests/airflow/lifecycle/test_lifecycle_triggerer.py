@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from airflow_batch_llm.models import PauseReason
 from tests.airflow.lifecycle.harness import WHOLE_ONLY, Lifecycle
 from tests.airflow.lifecycle.task import eventually
 
@@ -54,6 +55,19 @@ def test_a_triggerer_that_is_killed_and_started_again_keeps_its_batches(lifecycl
     lifecycle.airflow.kill("triggerer")
     lifecycle.airflow.start("triggerer")
     lifecycle.is_watched(task, batch, times=2)
+    assert task.goes_on(batch)
+    task.mark("failed")
+    task.is_cancelled(batch)
+
+
+@WHOLE_ONLY
+def test_a_batch_that_no_triggerer_watches_is_paused_if_the_task_asked_for_that(lifecycle: Lifecycle) -> None:
+    task, batch = lifecycle.deferred("pauses_unwatched")
+    lifecycle.airflow.kill("triggerer")
+    eventually(lambda: lifecycle.listed(batch).paused, f"batch {batch.id} is paused", seconds=240)
+    assert lifecycle.listed(batch).paused == PauseReason.UNWATCHED
+    lifecycle.airflow.start("triggerer")
+    eventually(lambda: lifecycle.listed(batch).paused is None, f"batch {batch.id} goes on")
     assert task.goes_on(batch)
     task.mark("failed")
     task.is_cancelled(batch)

@@ -76,6 +76,7 @@ def fails_fast() -> None:
 of_one_task("waits")
 of_one_task("is_kept", cancel_on_kill=False)
 of_one_task("reuses_when_cleared", on_clear="reuse")
+of_one_task("pauses_unwatched", pause_unwatched_after=timedelta(minutes=2))
 of_one_task("times_out", timeout=timedelta(seconds=15))
 of_one_task("runs_out", dagrun_timeout=timedelta(seconds=30))
 of_one_task("loses_its_trigger", WatchedByABrokenTrigger)
