@@ -12,10 +12,9 @@ from pydantic import BaseModel
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.errors import BatchLLMError, ConflictError
+from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.airflow_names import (
     AirflowException,
-    AirflowFailException,
     TaskDeferralError,
     TaskDeferralTimeout,
 )
@@ -27,12 +26,13 @@ from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, ref
 from airflow_batch_llm.hooks.progress_xcom import nobody, push_end, pushed
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
-from airflow_batch_llm.models import EMBEDDINGS, CanaryState, PauseReason
+from airflow_batch_llm.models import EMBEDDINGS
 from airflow_batch_llm.operators import arguments
 from airflow_batch_llm.operators.answer_type import answer_schema
 from airflow_batch_llm.operators.canary import CanaryGate, Check, at_gate
 from airflow_batch_llm.operators.creation import batch_create
-from airflow_batch_llm.operators.error_budget import ErrorBudget, broken_budget
+from airflow_batch_llm.operators.error_budget import ErrorBudget
+from airflow_batch_llm.operators.gates import Gates
 from airflow_batch_llm.operators.held_batch import HeldBatch
 from airflow_batch_llm.operators.noted import Note, source_hash
 from airflow_batch_llm.operators.opening import Opening
@@ -301,7 +301,7 @@ class BatchLLMOperator(BaseOperator):
             return batch.id
         batch = self._waited_here(batch, held, started, context["ti"])
         while at_gate(batch):
-            batch = self._waited_here(self._judged(batch, held), held, started, context["ti"])
+            batch = self._waited_here(self._gates.judge_first_rows(batch, held), held, started, context["ti"])
         if batch.status.ended:
             return self._finished(batch, context)
         return self._deferred(batch, held, started)
@@ -323,7 +323,7 @@ class BatchLLMOperator(BaseOperator):
             return self._finished(batch, context)
         held = self._held = HeldBatch(self.hook.address, batch.id, self._names(context).holder)
         if at_gate(batch):
-            batch = self._judged(batch, held)
+            batch = self._gates.judge_first_rows(batch, held)
         return self._deferred(batch, held, clock.now() if started is None else clock.from_unix(started))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -445,8 +445,7 @@ class BatchLLMOperator(BaseOperator):
             return estimated(batch, self.log)
         self._show_end(batch, context)
         result = outcome(batch, self.log)
-        self._check_budget(batch)
-        self._check_canary(batch)
+        self._gates.judge_end(batch)
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = asset_extra(batch)
@@ -469,40 +468,11 @@ class BatchLLMOperator(BaseOperator):
         )
 
     @property
-    def _gate(self) -> CanaryGate | None:
-        """None for a task that has none by now; a batch that waits at it goes on then."""
-        if self.canary_rows is None or self.estimates:
-            return None
-        return CanaryGate(self.canary_rows, self.budget, self.canary_check)
-
-    def _judged(self, batch: Batch, held: HeldBatch) -> Batch:
-        """The batch, going on since its first rows have passed. Raises AirflowException, with the batch cancelled, if
-        they have not."""
-        with self.hook.get_conn() as client:
-            against = self._gate.against(batch, client) if self._gate else None
-            if against is None:
-                self.log.info("The first rows of batch %s have passed, so the others follow", batch.id)
-                try:
-                    return client.resume(batch.id, reason=PauseReason.CANARY)
-                except ConflictError:  # somebody has ended it meanwhile
-                    return client.get(batch.id)
-        raise AirflowException(f"{against} The other rows were not asked. {held.cancel()}")
-
-    def _check_canary(self, batch: Batch) -> None:
-        """Judges the first rows of a batch that had no others to hold back, or that was not asked to."""
-        if self._gate is None or batch.canary == CanaryState.PASSED:
-            return
-        with self.hook.get_conn() as client:
-            against = self._gate.against(batch, client)
-        if against is not None:
-            raise AirflowException(f"{against} All other rows are done too: there was nothing to hold back.")
-
-    def _check_budget(self, batch: Batch) -> None:
-        if breach := self.budget.broken_by(batch):
-            repeats = batch.team is not None  # only a service with its extensions says so
-            with self.hook.get_conn() as client:
-                message = broken_budget(batch, breach, client, repeats=repeats)
-            raise AirflowException(message) if repeats else AirflowFailException(message)
+    def _gates(self) -> Gates:
+        canary = None
+        if self.canary_rows is not None and not self.estimates:
+            canary = CanaryGate(self.canary_rows, self.budget, self.canary_check)
+        return Gates(self.budget, canary, self.hook.get_conn, self.log)
 
     def _end_after_deferral(self, context: Context) -> str:
         """Ends the batch that this try deferred for: by its key, because a failed deferral has lost its id."""
