@@ -108,12 +108,16 @@ class BatchLLMSensor(BaseSensorOperator):
         with self._softly():
             return self._result_or_defer(context, clock.now() + timedelta(seconds=self.timeout))
 
-    def execute_complete(self, context: Context, event: dict[str, Any], until: str, **_: Any) -> Any:
-        """Takes over when the batches have ended, and looks whether there are others by now."""
+    def execute_complete(self, context: Context, event: dict[str, Any], until: str | None = None, **_: Any) -> Any:
+        """Takes over when the batches have ended, and looks whether there are others by now.
+
+        Without ``until`` (`airflow dags test` loses it) the time starts anew.
+        """
         if "error" in event:
             self._link_to(event.get("batch_id"))
             raise AirflowException(f"What this sensor waits for cannot be followed any more: {event['error']}")
-        return self._result_or_defer(context, datetime.fromisoformat(until))
+        ends = clock.now() + timedelta(seconds=self.timeout) if until is None else datetime.fromisoformat(until)
+        return self._result_or_defer(context, ends)
 
     def poke(self, context: Context) -> PokeReturnValue:
         with self._softly():
