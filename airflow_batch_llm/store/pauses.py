@@ -49,7 +49,8 @@ class Pauses:
     def resume(self, team: str, batch_id: str, *, reason: PauseReason | None = None) -> Mapping[str, Any]:
         """Lets a batch go on; one that is not paused stays as it is.
 
-        With a ``reason`` only one that is paused for that. One whose canary is done and not judged, but that was paused
+        With a ``reason`` only one that is paused for that; without one, as a person asks, it goes on whether anybody
+        watches it or not. One whose canary is done and not judged, but that was paused
         for another reason, is paused for its canary then. Raises :class:`ConflictError` for one that has ended or is
         ending.
         """
@@ -58,6 +59,8 @@ class Pauses:
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
                 self._let_go_on(connection, batch)
+                if reason is None:
+                    connection.execute(update(batches).where(batches.c.id == batch_id).values(unwatched_at=None))
             return _record(connection, batch_id)
 
     @tried_again

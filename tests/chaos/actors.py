@@ -130,7 +130,7 @@ class Tidy:
 
     def acts(self) -> Sequence[Act]:
         life = self.world.state.life
-        verbs = (life.expire_due, life.raise_due, life.settle_ending)
+        verbs = (life.expire_due, life.raise_due, life.settle_ending, self.world.state.watching.pause_due)
         return [Act(verb.__name__, lambda verb=verb: self._do(verb)) for verb in verbs]  # type: ignore[misc]
 
     def _do(self, verb: Callable[[], None]) -> str:

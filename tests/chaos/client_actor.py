@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import NoAnswerError, RefusedError
 from airflow_batch_llm.models import CHAT_COMPLETIONS
-from airflow_batch_llm.wire import Batch, BatchCreate, BatchDeleted, DatasetSpec, Message
+from airflow_batch_llm.wire import LEAST_UNWATCHED, Batch, BatchCreate, BatchDeleted, DatasetSpec, Message
 from tests.chaos.actors import Act, answered, said
 from tests.chaos.answers import DEADLY, REFUSED
 from tests.chaos.in_process import client_of
@@ -39,8 +39,6 @@ class Client:
     """Whether a submit is still to be answered."""
     last: Batch | None = None
     """What was last heard of."""
-    paused: set[str] = field(default_factory=set)
-    """Batches that were to be paused, whatever the answer was."""
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +49,7 @@ class Client:
         self.window = rng.choice([None, None, None, "1m", "1h"])
         self.priority = rng.randint(0, 2)
         self.reuse = rng.choice(["auto", "never"])
+        self.unwatched = rng.choice([None, None, LEAST_UNWATCHED])
         self.changes()
 
     def acts(self) -> Sequence[Act]:
@@ -84,17 +83,10 @@ class Client:
         return self._on_last(self.client.cancel)
 
     def pause(self) -> str:
-        if self.last is not None:
-            self.paused.add(self.last.id)
         return self._on_last(self.client.pause)
 
     def resume(self) -> str:
         return self._on_last(self.client.resume)
-
-    def resume_all(self) -> None:
-        """At the end nothing is left paused."""
-        for batch_id in sorted(self.paused):
-            answered(lambda batch_id=batch_id: self.client.resume(batch_id))
 
     def retry(self) -> str:
         return self._on_last(self.client.retry)
@@ -148,6 +140,7 @@ class TableClient(Client):
         self.files = self.world.rng.choice([1, 1, 2])
         super().__post_init__()
         self.series = self.world.rng.choice([None, f"series of {self.name}"])
+        self.canary_rows = self.world.rng.choice([None, None, 1, 7])
 
     def acts(self) -> Sequence[Act]:
         cleared = [Act("is cleared", self.clear, 0.3)] if self.series is not None and not self.pending else []
@@ -173,6 +166,9 @@ class TableClient(Client):
             priority=self.priority,
             reuse=self.reuse,
             completion_window=self.window,
+            canary_rows=self.canary_rows,
+            holder=self.name,
+            pause_unwatched_after=self.unwatched,
         )
 
     def write(self, rows: list[str]) -> None:
@@ -202,6 +198,8 @@ class FileClient(Client):
             completion_window=self.window or "24h",
             key=self.key,
             priority=self.priority,
+            holder=self.name,
+            pause_unwatched_after=self.unwatched,
         )
 
     def write(self, rows: list[str]) -> None:

@@ -17,7 +17,7 @@ import httpx
 
 from airflow_batch_llm.models import DutyKind
 from airflow_batch_llm.service.notifier import Notifier
-from tests.chaos.actors import Act, Actor, Clock, DutyProcess, Tidy
+from tests.chaos.actors import Act, Actor, Clock, DutyProcess, Tidy, answered
 from tests.chaos.answers import Engine
 from tests.chaos.client_actor import Client, FileClient, TableClient
 from tests.chaos.invariants import broken
@@ -141,10 +141,9 @@ class Schedule:
     def _rest(self) -> None:
         """Everybody works on, without faults, until all is done. Two fresh workers do what the others left."""
         fresh = [self._worker(f"fresh{number}") for number in range(2)]
-        for client in self.clients:
-            client.resume_all()
         for _ in range(MOST_ROUNDS):
             self.world.now += ROUND_SECONDS
+            self._resume_all()
             for client in self.clients:
                 if client.pending:
                     self._do(client, Act("submits", client.submit))
@@ -154,6 +153,12 @@ class Schedule:
         for worker in (*self.workers, *fresh):
             for again in range(3 if worker.acts() else 0):  # what wakes up last of all must find nothing to do
                 self._do(worker, worker.acts()[-1 - again % len(worker.acts())])
+
+    def _resume_all(self) -> None:
+        """Whoever paused a batch, it goes on; and a canary is judged well as soon as it is done."""
+        for row in self.world.watch.rows("SELECT id, paused FROM batches WHERE paused IS NOT NULL ORDER BY id"):
+            self.world.log(f"{row.id[:14]}, paused ({row.paused}), goes on")
+            answered(lambda batch_id=row.id: self.clients[0].client.resume(batch_id))
 
     def _round(self, workers: Sequence[WorkerActor]) -> None:
         for duty in self.duties:

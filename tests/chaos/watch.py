@@ -29,6 +29,11 @@ HELD_WRONGLY: Final = (
     "WHERE b.status = 'in_progress' AND c.state = CASE WHEN b.paused IS NULL THEN 'held' ELSE 'pending' END"
 )
 
+LEFT_BEHIND: Final = (
+    "SELECT c.id, c.batch_id, b.canary FROM chunks c JOIN batches b ON b.id = c.batch_id "
+    "WHERE b.status = 'in_progress' AND c.state = 'later' AND (b.canary IS NULL OR b.canary <> 'open')"
+)
+
 
 @dataclass
 class SeenBatch:
@@ -106,6 +111,8 @@ class Watch:
                 self._gone(batch)
         for row in self.rows(HELD_WRONGLY):
             self.wrong.append(f"chunk {row.id} is {row.state}, though batch {row.batch_id} is paused: {row.paused}")
+        for row in self.rows(LEFT_BEHIND):
+            self.wrong.append(f"chunk {row.id} waits for the canary of batch {row.batch_id}, which is {row.canary}")
         (count,) = self.rows("SELECT count(*) FROM parts")[0]
         if count != self._parts:
             self._parts = count

@@ -101,6 +101,19 @@ def test_one_that_is_found_by_its_key_while_it_is_paused_goes_on_with_the_first_
     assert paused(store, batch_id) is None
 
 
+def test_one_that_a_person_lets_go_on_is_not_paused_again_until_it_is_submitted_again(store: Store) -> None:
+    batch_id = held(store, key="k")
+    unwatched(store)
+    Pauses(store.database).resume(TEAM, batch_id)
+    unwatched(store, 10 * AFTER)
+    look(store, batch_id)
+    unwatched(store, 10 * AFTER)
+    assert paused(store, batch_id) is None
+    store.submit(key="k", holder="next", pause_unwatched_after=AFTER)
+    unwatched(store)
+    assert paused(store, batch_id) == PauseReason.UNWATCHED
+
+
 def test_one_that_is_not_planned_yet_is_paused_too(store: Store) -> None:
     batch_id = store.submit(holder="h", pause_unwatched_after=AFTER)
     unwatched(store)
