@@ -147,20 +147,9 @@ class BatchLLMTrigger(BaseTrigger):
     async def _looked_at(self, tell: Tell) -> Batch:
         """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
         poll_interval = timedelta(seconds=self.poll_interval)
-        async with await self._client() as client:
+        async with await patient_client(self.conn_id, self.log) as client:
             snapshots = Watch(client, self.batch_id, poll_interval).snapshots()
             return await ended_batch(snapshots, self.log, tell, gated=self.gated)
-
-    async def _client(self) -> AsyncBatchClient:
-        """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
-        hook = BatchLLMHook(self.conn_id)
-        for pause in LOOKUP_PAUSES:
-            try:
-                return await hook.aget_conn()
-            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
-                self.log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", self.conn_id, error, pause)
-                await asyncio.sleep(pause)
-        return await hook.aget_conn()
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -195,6 +184,18 @@ def check_serialises(trigger: BaseTrigger) -> None:
         json.dumps(arguments)
     except TypeError as error:
         raise TypeError(f"The task could not defer, so nothing was submitted: {path}: {error}.") from error
+
+
+async def patient_client(conn_id: str, log: Any) -> AsyncBatchClient:
+    """A client, once the connection can be read: to give up at once would end the task for a moment's trouble."""
+    hook = BatchLLMHook(conn_id)
+    for pause in LOOKUP_PAUSES:
+        try:
+            return await hook.aget_conn()
+        except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+            log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", conn_id, error, pause)
+            await asyncio.sleep(pause)
+    return await hook.aget_conn()
 
 
 async def settle(started: datetime) -> None:
