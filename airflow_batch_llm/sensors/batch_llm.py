@@ -132,24 +132,26 @@ class BatchLLMSensor(BaseSensorOperator):
 
     def _result_or_defer(self, context: Context, until: datetime) -> Any:
         awaited = self._awaited(context)
-        batches = self._look(awaited)
-        if self._ended(batches):
-            return self._result(awaited, batches)
+        shared = False
+        try:
+            batches = self._look(awaited)
+        except NoAnswerError as error:
+            self.log.warning("%s It is asked again.", error)
+            self._link_to(awaited.batch_id)
+        else:
+            if self._ended(batches):
+                return self._result(awaited, batches)
+            shared = any(batch.team is not None for batch in batches)  # only our service says so
         return self.defer(
-            trigger=self._trigger(awaited, batches),
+            trigger=self._trigger(awaited, shared=shared),
             method_name="execute_complete",
             kwargs={"until": until.isoformat()},
             timeout=max(until - clock.now(), timedelta(seconds=1)),
         )
 
-    def _trigger(self, awaited: Awaited, batches: list[Batch]) -> BaseTrigger:
+    def _trigger(self, awaited: Awaited, *, shared: bool) -> BaseTrigger:
         if awaited.batch_id is not None:
-            return BatchLLMTrigger(
-                self.conn_id,
-                awaited.batch_id,
-                poll_interval=self.poke_interval,
-                shared=batches[0].team is not None,  # only our service says so
-            )
+            return BatchLLMTrigger(self.conn_id, awaited.batch_id, poll_interval=self.poke_interval, shared=shared)
         return BatchLLMSearchTrigger(
             self.conn_id, key=awaited.key, group=awaited.group, poll_interval=self.poke_interval
         )

@@ -370,6 +370,17 @@ async def test_a_search_whose_connection_cannot_be_read_for_a_moment_goes_on(
     assert await event_of(BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=0.05)) == {}
 
 
+@pytest.mark.parametrize("arguments", [{"batch_id": "batch_1"}, {"key": "k"}, {}])
+def test_a_sensor_that_defers_does_so_too_while_the_service_does_not_answer(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({"conn_type": "batch_llm", "host": "http://127.0.0.1:1"}))
+    waiting = sensor(conn_id="away", **arguments)
+    deferred(waiting)
+    with pytest.raises(TaskDeferred):
+        waiting.execute_complete(CONTEXT, {})
+
+
 def test_a_search_survives_airflows_storing_of_it() -> None:
     trigger = BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=2)
     path, arguments = trigger.serialize()
