@@ -381,6 +381,17 @@ def test_a_sensor_that_defers_does_so_too_while_the_service_does_not_answer(
         waiting.execute_complete(CONTEXT, {})
 
 
+@pytest.mark.parametrize("name", ["external_dag_id", "external_run_id"])
+@pytest.mark.parametrize("rendered", [None, "", "None"])
+def test_a_run_that_is_not_named_in_the_end_is_not_taken_for_the_own_one(
+    name: str, rendered: str | None, connected: Any
+) -> None:
+    waiting = sensor(on_empty="done", **{name: "{{ dag_run.conf.get('run') }}"})
+    setattr(waiting, name, rendered)
+    with pytest.raises(AirflowFailException, match=f"Rendered, {name} is"):
+        waiting.execute(CONTEXT)
+
+
 def test_a_search_survives_airflows_storing_of_it() -> None:
     trigger = BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=2)
     path, arguments = trigger.serialize()
