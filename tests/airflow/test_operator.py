@@ -11,8 +11,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout, TaskDeferred
 from conftest import task_instance
 
+from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+from airflow_batch_llm.wire import Batch
 
 pytestmark = pytest.mark.airflow
 
@@ -275,3 +277,18 @@ def test_a_retry_with_a_changed_prompt_fails_if_told_so(connected: Any) -> None:
     with pytest.raises(AirflowFailException, match="another spec"):
         operator(prompt="{text}!", on_changed="fail").execute({"ti": task_instance()})
     assert connected.client.get(first.trigger.batch_id).status not in CANCELLED
+
+
+def test_a_task_that_is_killed_while_it_submits_ends_its_batch(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, submit = operator(), BatchClient.submit
+
+    def killed(self: BatchClient, *arguments: Any) -> Batch:
+        batch = submit(self, *arguments)
+        task.on_kill()  # as Airflow's signal handler does, which lets the task go on
+        return batch
+
+    monkeypatch.setattr(BatchClient, "submit", killed)
+    with pytest.raises(AirflowException, match="killed while it submitted"):
+        task.execute({"ti": task_instance()})
+    [batch] = connected.client.list().data
+    assert batch.status in CANCELLED
