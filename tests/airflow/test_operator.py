@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout, TaskDeferred
 from conftest import task_instance
+from sqlalchemy import update
 
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.models import BatchStatus, PauseReason
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import Batch
 
 pytestmark = pytest.mark.airflow
@@ -292,3 +294,16 @@ def test_a_task_that_is_killed_while_it_submits_ends_its_batch(connected: Any, m
         task.execute({"ti": task_instance()})
     [batch] = connected.client.list().data
     assert batch.status in CANCELLED
+
+
+def test_a_batch_that_was_paused_unwatched_goes_on_with_a_try_that_asks_for_no_pause(connected: Any) -> None:
+    ti = task_instance()
+    _, deferral = deferred(ti, pause_unwatched_after=timedelta(hours=1))
+    batch_id = deferral.trigger.batch_id
+    with connected.state.database.writing() as connection:
+        connection.execute(update(batches).values(unwatched_at=1.0))
+    connected.state.watching.pause_due()
+    assert connected.state.batches.get("default", batch_id)["paused"] == PauseReason.UNWATCHED
+    _, again = deferred(task_instance(id=ti.id))
+    assert again.trigger.batch_id == batch_id
+    assert connected.client.get(batch_id).paused is None
