@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any
 
@@ -307,3 +308,12 @@ def test_a_batch_that_was_paused_unwatched_goes_on_with_a_try_that_asks_for_no_p
     _, again = deferred(task_instance(id=ti.id))
     assert again.trigger.batch_id == batch_id
     assert connected.client.get(batch_id).paused is None
+
+
+def test_what_makes_no_batch_once_rendered_is_named_without_its_values(connected: Any) -> None:
+    task = operator(constants={"day": "{{ ds }}"}, metadata={"note": "{{ ds }}"}, choices=["a", "b"])
+    task.constants, task.metadata = {"day": {"secret": 1}}, {"note": "secret" * 100}
+    with pytest.raises(AirflowFailException, match=r"constants\.day: Input should be a valid string") as refused:
+        task.execute({"ti": task_instance()})
+    assert refused.value.__cause__ is None
+    assert "".join(format_exception(refused.value)).count("secret") == 0
