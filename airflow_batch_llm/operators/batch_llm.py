@@ -232,6 +232,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_quarantine(quarantine, target, format=format)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
+        arguments.check_passthrough(passthrough)
         arguments.check_typed(choices=choices, output_type=output_type, n=n)
         arguments.check_word("reuse", reuse)
         arguments.check_word("on_clear", on_clear)
