@@ -105,6 +105,14 @@ def test_a_retry_goes_on_waiting_where_the_file_is_gone_and_the_batch_lives(serv
     assert task._held.holder == held_by
 
 
+def test_a_retry_that_asks_something_else_uploads_again_where_the_file_is_gone(service: TableService) -> None:
+    deferred()
+    service.files = {"file-x": service.files["file-0"]}
+    deferred(prompt="{text}!")
+    assert service.submits[-1]["dataset"]["source"] == ["file-1"]
+    assert service.submits[-1]["dataset"]["messages"][0]["content"] == "{text}!"
+
+
 def test_a_cleared_task_uploads_anew(service: TableService) -> None:
     deferred()
     _, _ = deferred(task_instance(max_tries=5))
