@@ -48,7 +48,8 @@ class Opening:
         # Only an earlier try's batch can have completed by now.
         again = self.server.client.retry(batch.id)
         self.log.info("%s: batch %s asks for the failed ones again", breach.of(batch), again.id)
-        return again
+        # A retry repeats what is asked, but not that it pauses while nobody watches: a submit that finds it says so.
+        return again if again.pause_unwatched_after == batch.pause_unwatched_after else self._taken_up(again)
 
     def _changed(self, found: Batch) -> bool:
         noted = Note.of(found).source

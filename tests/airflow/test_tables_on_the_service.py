@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -96,6 +97,18 @@ def test_a_retry_asks_for_the_failed_rows_alone_and_then_succeeds(connected: Any
     connected.assemble()
     result = again.execute_complete({"ti": task_instance()}, {"batch_id": second, "status": "completed"})
     assert result["counts"] == {"success": 3}
+
+
+def test_a_retry_that_asks_for_the_failed_rows_alone_is_paused_unwatched_as_well(connected: Any) -> None:
+    limits = {"max_errors": 0, "reuse": "never", "pause_unwatched_after": timedelta(hours=1)}
+    submitted(**limits)
+    connected.plan()
+    AnsweringWorker(connected, failing={1}).work()
+    connected.assemble()
+    ti = task_instance()
+    _, second = submitted(ti, **limits)
+    batch = connected.client.get(second)
+    assert (batch.generation, batch.holder, batch.pause_unwatched_after) == (2, str(ti.id), 3600)
 
 
 def test_answers_that_do_not_fit_break_a_limit_of_their_own_and_count_as_failed_too(connected: Any) -> None:
