@@ -29,7 +29,7 @@ TELLS_OF_KILLS: Final = hasattr(BaseTrigger, "on_kill")
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
 LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
-"""Seconds between tries to read a connection, ten minutes in all."""
+"""Seconds between tries to read a connection, or to cancel a batch: ten minutes in all."""
 SETTLE: Final = timedelta(seconds=5)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
@@ -165,6 +165,23 @@ class BatchLLMTrigger(BaseTrigger):
         return state
 
     async def _cancel(self) -> None:
+        """Cancels the batch, as soon as the service answers. Without a holder it is tried once: later it could hit the
+        task's next try."""
+        for pause in LOOKUP_PAUSES if self.holder is not None else ():
+            try:
+                await self._cancel_now()
+            except RefusedError:
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+                self.log.warning(
+                    "Batch %s is not cancelled yet: %s Trying again in %.0f s.", self.batch_id, error, pause
+                )
+                await asyncio.sleep(pause)
+            else:
+                return
+        await self._cancel_now()
+
+    async def _cancel_now(self) -> None:
         try:
             async with await BatchLLMHook(self.conn_id).aget_conn() as client:
                 await client.cancel(self.batch_id, holder=self.holder)
