@@ -17,7 +17,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("airflow_batch_llm.hooks.batch_llm"),
         "operators": _modules("airflow_batch_llm.operators.batch_llm"),
         "sensors": _modules("airflow_batch_llm.sensors.batch_llm"),
-        "triggers": _modules("airflow_batch_llm.triggers.batch_llm"),
+        "triggers": _modules("airflow_batch_llm.triggers.batch_llm", "airflow_batch_llm.triggers.search"),
         "task-decorators": [
             {"name": "batch_llm", "class-name": "airflow_batch_llm.decorators.batch_llm.batch_llm_task"}
         ],
@@ -26,8 +26,8 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _modules(name: str) -> list[dict[str, Any]]:
-    return [{"integration-name": _INTEGRATION, "python-modules": [name]}]
+def _modules(*names: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": list(names)}]
 
 
 def _connection_type() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why rows of a batch failed, in the task's log: codes and how often, and what each means.
+"""Why rows of a batch failed, as the task's log may say it: codes and how often, and what each means.
 
 The sentence that a row itself has is not logged: an engine's refusal may repeat the prompt, and what does not fit a
 schema is quoted. Those stand in the target, or in the error file.
@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.wire import Batch, ResultRow
 
 MOST_LINES: Final = 1_000
 """How many lines of an error file are read for their codes. A table's manifest has the codes of all rows."""
@@ -75,6 +75,16 @@ def log_failures(batch: Batch, client: Callable[[], BatchClient], log: Log) -> N
     log.info("::endgroup::")
 
 
+def why_failed(row: ResultRow) -> str:
+    """Status and code of a row that failed, and what the code means: nothing that the row itself has as a text."""
+    said = (row.columns or {}).get("llm_error")
+    if isinstance(said, str):
+        code = _fitting(said.partition(":")[0])
+    else:
+        code = _code_in({"response": row.response, "error": row.error})
+    return f"{row.status.value}, {code}. {MEANINGS.get(code, '')}".rstrip()
+
+
 def _codes(batch: Batch, client: Callable[[], BatchClient]) -> tuple[Counter[str], str]:
     """How many rows have each code, and what is to be said of the count."""
     if batch.manifest is not None:
@@ -98,9 +108,12 @@ def _lines_of(client: BatchClient, file_id: str) -> Any:
 def _code_of(line: bytes) -> str:
     """The code of a line of an error file, in the forms of OpenAI's: of the row, of the engine, or an HTTP status."""
     try:
-        found = json.loads(line)
+        return _code_in(json.loads(line))
     except ValueError:
         return OTHER
+
+
+def _code_in(found: Any) -> str:
     return next((_fitting(code) for code in _said(found) if code), OTHER)
 
 

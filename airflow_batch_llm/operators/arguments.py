@@ -6,7 +6,7 @@ A template field is judged only where it holds no template and no reference to a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from airflow_batch_llm.client.plain_server import KEY
 from airflow_batch_llm.models import CHAT_COMPLETIONS, EMBEDDINGS
 from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
-from airflow_batch_llm.operators.queue_place import as_priority, what_priorities_are
+from airflow_batch_llm.operators.queue_place import as_priority, as_time, what_priorities_are
 from airflow_batch_llm.wire import (
     GREATEST_UNWATCHED,
     LEAST_UNWATCHED,
@@ -176,6 +176,13 @@ def _ending(place: str) -> str | None:
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
+def check_passthrough(passthrough: Any) -> None:
+    if passthrough is None:
+        return
+    if isinstance(passthrough, str) or not all(isinstance(column, str) for column in passthrough):
+        raise ValueError(f"passthrough is {passthrough!r}; it is a list of the source's columns.")
+
+
 def check_word(name: str, value: Any) -> None:
     if value not in WORDS[name]:
         raise ValueError(f"{name} is {value!r}; it is {' or '.join(map(repr, WORDS[name]))}.")
@@ -281,6 +288,8 @@ def as_messages(
 
 def as_parameters(explicit: Mapping[str, Any], further: Mapping[str, Any] | None) -> dict[str, Any]:
     """Sampling parameters from the operator's own arguments and its ``parameters``; none may come from both."""
+    if further is not None and not isinstance(further, Mapping):
+        raise ValueError(f"parameters is {further!r}; it is a dictionary, such as {{'stop': ['\\n']}}.")
     given = {name: value for name, value in explicit.items() if value is not None}
     both = sorted(set(given) & set(further or {}))
     if both:
@@ -329,13 +338,16 @@ def check_priority(priority: Any) -> None:
 def check_deadline(deadline: Any) -> None:
     if isinstance(deadline, timedelta) and deadline <= timedelta(0):
         raise ValueError(f"deadline is {deadline!r}: a timedelta is counted from the submit, and is more than 0.")
-    if isinstance(deadline, (int, float, Mapping, list, tuple)):
-        raise ValueError(  # noqa: TRY004 (a wrong argument of a Dag is one kind of error)
-            f"deadline is {deadline!r}; it is a datetime, a timedelta or a text such as 2026-01-31T08:00."
-        )
+    no_date = isinstance(deadline, date) and not isinstance(deadline, datetime)
+    no_text = isinstance(deadline, str) and not is_template(deadline) and as_time(deadline) is None
+    if no_date or no_text or isinstance(deadline, (int, float, Mapping, list, tuple)):
+        raise ValueError(f"deadline is {deadline!r}; it is a datetime, a timedelta or a text such as 2026-01-31T08:00.")
 
 
 def check_waiting(*, poll_interval: float, timeout: timedelta | None, inline_wait: float) -> None:
+    for name, seconds in (("poll_interval", poll_interval), ("inline_wait", inline_wait)):
+        if not _is_number(seconds):
+            raise ValueError(f"{name} is {seconds!r}, and must be a number of seconds.")
     if poll_interval <= 0:
         raise ValueError(f"poll_interval is {poll_interval} s, and must be more than 0.")
     if inline_wait < 0:

@@ -161,6 +161,7 @@ class BatchLLMOperator(BaseOperator):
     batch_url: str | None = None
     """Where the batch is, for the link; set once it is submitted."""
     _held: HeldBatch | None = None
+    _killed: bool = False
 
     def __init__(
         self,
@@ -231,6 +232,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_quarantine(quarantine, target, format=format)
         arguments.check_constants(constants)
         arguments.check_choices(choices)
+        arguments.check_passthrough(passthrough)
         arguments.check_typed(choices=choices, output_type=output_type, n=n)
         arguments.check_word("reuse", reuse)
         arguments.check_word("on_clear", on_clear)
@@ -296,6 +298,8 @@ class BatchLLMOperator(BaseOperator):
         names = self._names(context)
         check_serialises(self._trigger("batch_0", names.holder))
         batch, held = self._submitted(names, context)
+        if self._killed and self.cancel_on_kill:
+            raise AirflowException(f"The task was killed while it submitted its batch. {self._end(held)}")
         label(context, batch)
         if not self.wait_for_completion:
             return batch.id
@@ -337,7 +341,9 @@ class BatchLLMOperator(BaseOperator):
             raise TaskDeferralError(f"{error}. {self._end_after_deferral(context)}") from error
 
     def on_kill(self) -> None:
-        """Cancels the batch when the task is killed while it runs on a worker. Airflow may call this in a signal."""
+        """Cancels the batch when the task is killed while it runs on a worker. Airflow may call this in a signal, and
+        lets the task go on after it: one that was not submitted yet is cancelled as soon as it is."""
+        self._killed = True
         if self._held is not None:
             self.log.info("%s", self._end(self._held))
 

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any
 
 from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.hooks.failures import why_failed
 from airflow_batch_llm.models import FAILED, PauseReason, RowStatus
-from airflow_batch_llm.operators.error_budget import SAMPLES, ErrorBudget, why_failed
+from airflow_batch_llm.operators.error_budget import SAMPLES, ErrorBudget
 from airflow_batch_llm.wire import Batch, ResultRow
 
 Check = Callable[[list[dict[str, Any]]], Any]

@@ -43,7 +43,17 @@ def batch_create(
             **asdict(queue),
         )
     except ValidationError as error:
-        raise AirflowFailException(f"Rendered, the arguments make no batch. Nothing was submitted. {error}") from error
+        raise AirflowFailException(
+            f"Rendered, the arguments make no batch: {_what_is_wrong(error)}. Nothing was submitted."
+        ) from None  # the error repeats the values, which may be of a prompt
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """Each field once, without its value: some of them are tried as several types."""
+    told: dict[str, str] = {}
+    for found in error.errors(include_url=False, include_input=False, include_context=False):
+        told.setdefault(".".join(map(str, found["loc"][:2])), found["msg"])
+    return "; ".join(f"{place}: {said}" for place, said in told.items())
 
 
 def _table(task: BatchLLMOperator, names: TaskBatchNames, source: Place) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Final
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.failures import why_failed
 from airflow_batch_llm.models import FAILED, BatchStatus, RowStatus
-from airflow_batch_llm.wire import Batch, ResultRow
+from airflow_batch_llm.wire import Batch
 
 SAMPLES: Final = 3
-LONGEST_SAMPLE: Final = 300
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,6 @@ def _samples(batch: Batch, statuses: Iterable[RowStatus], client: BatchClient) -
         yield from [f"Row {row.row}: {why_failed(row)}" for row in islice(found, SAMPLES)]
     except BatchLLMError as error:
         yield f"The failed rows cannot be read: {error}"
-
-
-def why_failed(row: ResultRow) -> str:
-    """Code and sentence of a failed row."""
-    said: Any = (row.columns or {}).get("llm_error")
-    if said is None and row.error:
-        said = ": ".join(str(row.error[name]) for name in ("code", "message") if row.error.get(name))
-    if said is None and row.response:
-        said = f"HTTP {row.response.get('status_code')}: {row.response.get('body')}"
-    text = " ".join(str(said or "no reason was given").split())
-    text = text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]} …"
-    return f"{row.status.value}, {text}{'' if text.endswith(('.', '…')) else '.'}"
 
 
 def _where(batch: Batch) -> str:

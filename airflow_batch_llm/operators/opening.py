@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_batch_llm.errors import NotFoundError
 from airflow_batch_llm.models import BatchStatus
@@ -11,7 +12,7 @@ from airflow_batch_llm.operators.error_budget import ErrorBudget
 from airflow_batch_llm.operators.noted import Note
 from airflow_batch_llm.operators.server import Server
 from airflow_batch_llm.operators.sources import Log, Place
-from airflow_batch_llm.wire import Batch, BatchCreate
+from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec
 
 _ENDED_EARLY = frozenset({BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING})
 
@@ -47,7 +48,8 @@ class Opening:
         # Only an earlier try's batch can have completed by now.
         again = self.server.client.retry(batch.id)
         self.log.info("%s: batch %s asks for the failed ones again", breach.of(batch), again.id)
-        return again
+        # A retry repeats what is asked, but not that it pauses while nobody watches: a submit that finds it says so.
+        return again if again.pause_unwatched_after == batch.pause_unwatched_after else self._taken_up(again)
 
     def _changed(self, found: Batch) -> bool:
         noted = Note.of(found).source
@@ -57,13 +59,30 @@ class Opening:
         return self.server.submit(self.create(self.place()), self.key)
 
     def _taken_up(self, found: Batch) -> Batch:
-        """The batch under the key with its own source: it lives, or completed, or goes on from what was done."""
-        assert found.dataset is not None  # noqa: S101 (the caller looked)
+        """The batch under the key with its own source: it lives, or completed, or goes on from what was done. One that
+        asks something else gives way."""
         try:
-            return self.server.submit(self.create(found.dataset.source), self.key)
+            return self._found_again(found)
         except NotFoundError as error:
+            if self._asks_otherwise(found):
+                self.log.info("The source of batch %s is gone (%s), and it asked something else", found.id, error)
+                return self._submitted()
             if found.status in _ENDED_EARLY:
                 self.log.info("The source of batch %s is gone (%s), so it is made anew", found.id, error)
                 return self._submitted()
             self.log.info("The source of batch %s is gone (%s); the batch needs it no more", found.id, error)
             return found
+
+    def _found_again(self, found: Batch) -> Batch:
+        return self.server.submit(self.create(found.dataset.source if found.dataset else None), self.key)
+
+    def _asks_otherwise(self, found: Batch) -> bool:
+        """Whether the task asks something else of the same source by now than ``found`` does."""
+        assert found.dataset is not None  # noqa: S101 (the caller looked)
+        now = self.create(found.dataset.source)
+        return now.model != found.model or now.dataset is None or _asked(now.dataset) != _asked(found.dataset)
+
+
+def _asked(dataset: DatasetSpec) -> dict[str, Any]:
+    """What decides the results, in JSON types."""
+    return dataset.model_dump(mode="json", exclude={"overwrite"}, exclude_defaults=True)

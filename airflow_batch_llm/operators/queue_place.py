@@ -58,7 +58,7 @@ def as_priority(value: Any) -> int | None:
     """The number that a number or a word stands for; None for what is no priority."""
     if isinstance(value, str):
         text = value.strip().lower()
-        value = PRIORITIES.get(text, int(text) if text.lstrip("-").isdecimal() else None)
+        value = PRIORITIES.get(text, int(text) if text.removeprefix("-").isdecimal() else None)
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return value if LEAST_PRIORITY <= value <= GREATEST_PRIORITY else None
@@ -107,19 +107,28 @@ def _deadline(deadline: Deadline | None) -> int | None:
         deadline = _parsed(deadline)
     if deadline is None:
         return None
+    if not isinstance(deadline, datetime):
+        raise AirflowFailException(_no_deadline(deadline))
     aware = deadline if deadline.tzinfo is not None else deadline.replace(tzinfo=UTC)
     return int(aware.timestamp())
 
 
-def _parsed(text: str) -> datetime:
+def as_time(text: str) -> datetime | None:
+    """The time that a text is; None for what is none."""
     try:
         parsed = pendulum.parse(text.strip())
-    except ValueError as error:
-        raise AirflowFailException(_no_deadline(text)) from error
-    if not isinstance(parsed, pendulum.DateTime):
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, pendulum.DateTime) else None
+
+
+def _parsed(text: str) -> datetime:
+    parsed = as_time(text)
+    if parsed is None:
         raise AirflowFailException(_no_deadline(text))
     return parsed
 
 
-def _no_deadline(text: str) -> str:
-    return f"Rendered, deadline is {text!r}, which is no time such as 2026-01-31T08:00:00+00:00. Nothing was submitted."
+def _no_deadline(deadline: Any) -> str:
+    like = "2026-01-31T08:00:00+00:00"
+    return f"Rendered, deadline is {deadline!r}, which is no time such as {like}. Nothing was submitted."

@@ -33,6 +33,9 @@ class Awaited:
         """The batches as they stand; of a group the newest of each series. None where there is none (yet)."""
         if self.batch_id is not None:
             return [client.get(self.batch_id)]
+        return [_watched(batch, client) for batch in self._listed(client)]
+
+    def _listed(self, client: BatchClient) -> list[Batch]:
         if self.key is not None:
             found = client.find(self.key)
             return [] if found is None else [found]
@@ -53,6 +56,11 @@ class Awaited:
         if self.key is not None:
             raise AirflowException(f"{named} A retry looks for a newer generation.")
         raise AirflowException(f"{len(wrong)} of {self} ({len(batches)}) did not complete. {named}")
+
+
+def _watched(batch: Batch, client: BatchClient) -> Batch:
+    """The batch, looked at by itself where it is paused unless somebody does: to the service a list is no look."""
+    return batch if batch.pause_unwatched_after is None or batch.status.ended else client.get(batch.id)
 
 
 def summary(batch: Batch) -> dict[str, Any]:

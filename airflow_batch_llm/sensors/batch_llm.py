@@ -88,6 +88,8 @@ class BatchLLMSensor(BaseSensorOperator):
             raise ValueError(f"on_empty is for the batches of a Dag run, and this sensor names a {self.waits_for}.")
         self.batch_id = None if batch_id is UNNAMED else batch_id
         self.key = None if key is UNNAMED else key
+        external = {"external_dag_id": external_dag_id, "external_run_id": external_run_id}
+        self.given_external = [name for name, value in external.items() if value is not None]
         self.external_dag_id = external_dag_id
         self.external_run_id = external_run_id
         self.on_empty = on_empty
@@ -132,24 +134,26 @@ class BatchLLMSensor(BaseSensorOperator):
 
     def _result_or_defer(self, context: Context, until: datetime) -> Any:
         awaited = self._awaited(context)
-        batches = self._look(awaited)
-        if self._ended(batches):
-            return self._result(awaited, batches)
+        shared = False
+        try:
+            batches = self._look(awaited)
+        except NoAnswerError as error:
+            self.log.warning("%s It is asked again.", error)
+            self._link_to(awaited.batch_id)
+        else:
+            if self._ended(batches):
+                return self._result(awaited, batches)
+            shared = any(batch.team is not None for batch in batches)  # only our service says so
         return self.defer(
-            trigger=self._trigger(awaited, batches),
+            trigger=self._trigger(awaited, shared=shared),
             method_name="execute_complete",
             kwargs={"until": until.isoformat()},
             timeout=max(until - clock.now(), timedelta(seconds=1)),
         )
 
-    def _trigger(self, awaited: Awaited, batches: list[Batch]) -> BaseTrigger:
+    def _trigger(self, awaited: Awaited, *, shared: bool) -> BaseTrigger:
         if awaited.batch_id is not None:
-            return BatchLLMTrigger(
-                self.conn_id,
-                awaited.batch_id,
-                poll_interval=self.poke_interval,
-                shared=batches[0].team is not None,  # only our service says so
-            )
+            return BatchLLMTrigger(self.conn_id, awaited.batch_id, poll_interval=self.poke_interval, shared=shared)
         return BatchLLMSearchTrigger(
             self.conn_id, key=awaited.key, group=awaited.group, poll_interval=self.poke_interval
         )
@@ -157,12 +161,17 @@ class BatchLLMSensor(BaseSensorOperator):
     def _awaited(self, context: Context) -> Awaited:
         if self.waits_for == "run":
             ti = context["ti"]
-            dag_id, run_id = self.external_dag_id or ti.dag_id, self.external_run_id or ti.run_id
-            return Awaited(group=run_group(self.hook.deployment, dag_id, run_id))
-        named = getattr(self, self.waits_for)
-        if not isinstance(named, str) or named.strip() in ("", "None"):
-            raise AirflowFailException(f"Rendered, {self.waits_for} is {named!r}, which names no batch.")
-        return Awaited(**{self.waits_for: named.strip()})
+            run = {"external_dag_id": ti.dag_id, "external_run_id": ti.run_id}
+            run |= {name: self._rendered(name, what="Dag run") for name in self.given_external}
+            return Awaited(group=run_group(self.hook.deployment, *run.values()))
+        return Awaited(**{self.waits_for: self._rendered(self.waits_for, what="batch")})
+
+    def _rendered(self, name: str, *, what: str) -> str:
+        """What was given, which must be a name by now: nothing else is taken for it."""
+        value = getattr(self, name)
+        if not isinstance(value, str) or value.strip() in ("", "None"):
+            raise AirflowFailException(f"Rendered, {name} is {value!r}, which names no {what}.")
+        return value.strip()
 
     def _look(self, awaited: Awaited) -> list[Batch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:

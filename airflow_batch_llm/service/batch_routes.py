@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.models import TOKENIZE
+from airflow_batch_llm.models import TOKENIZE, PauseReason
 from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import shown, shown_page
@@ -47,8 +47,12 @@ def create_batch(
     create: BatchCreate,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=512)] = None,
 ) -> Batch | JSONResponse:
-    """Stores a batch after a cheap look at it, or finds the one that lives under its key."""
-    return shown(state, team, state.batches.submit(team, checked_batch(state, team, create, idempotency_key)))
+    """Stores a batch after a cheap look at it, or finds the one that lives under its key. Who submits it watches it."""
+    record = state.batches.submit(team, checked_batch(state, team, create, idempotency_key))
+    if record["paused"] == PauseReason.UNWATCHED:
+        state.pauses.resume_unwatched(record["id"])
+        record = state.batches.get(team, record["id"])
+    return shown(state, team, record)
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=problems(400, 401, 404, 503))

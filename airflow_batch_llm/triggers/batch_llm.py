@@ -29,7 +29,7 @@ TELLS_OF_KILLS: Final = hasattr(BaseTrigger, "on_kill")
 ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
 LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
-"""Seconds between tries to read a connection, ten minutes in all."""
+"""Seconds between tries to read a connection, or to cancel a batch: ten minutes in all."""
 SETTLE: Final = timedelta(seconds=5)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
@@ -147,20 +147,9 @@ class BatchLLMTrigger(BaseTrigger):
     async def _looked_at(self, tell: Tell) -> Batch:
         """The batch once it ended, by looks of its own: other servers have nothing to wait for all of them with."""
         poll_interval = timedelta(seconds=self.poll_interval)
-        async with await self._client() as client:
+        async with await patient_client(self.conn_id, self.log) as client:
             snapshots = Watch(client, self.batch_id, poll_interval).snapshots()
             return await ended_batch(snapshots, self.log, tell, gated=self.gated)
-
-    async def _client(self) -> AsyncBatchClient:
-        """A client, once the connection can be read: to give up at once would end the batch for a moment's trouble."""
-        hook = BatchLLMHook(self.conn_id)
-        for pause in LOOKUP_PAUSES:
-            try:
-                return await hook.aget_conn()
-            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
-                self.log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", self.conn_id, error, pause)
-                await asyncio.sleep(pause)
-        return await hook.aget_conn()
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -176,6 +165,23 @@ class BatchLLMTrigger(BaseTrigger):
         return state
 
     async def _cancel(self) -> None:
+        """Cancels the batch, as soon as the service answers. Without a holder it is tried once: later it could hit the
+        task's next try."""
+        for pause in LOOKUP_PAUSES if self.holder is not None else ():
+            try:
+                await self._cancel_now()
+            except RefusedError:
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+                self.log.warning(
+                    "Batch %s is not cancelled yet: %s Trying again in %.0f s.", self.batch_id, error, pause
+                )
+                await asyncio.sleep(pause)
+            else:
+                return
+        await self._cancel_now()
+
+    async def _cancel_now(self) -> None:
         try:
             async with await BatchLLMHook(self.conn_id).aget_conn() as client:
                 await client.cancel(self.batch_id, holder=self.holder)
@@ -195,6 +201,18 @@ def check_serialises(trigger: BaseTrigger) -> None:
         json.dumps(arguments)
     except TypeError as error:
         raise TypeError(f"The task could not defer, so nothing was submitted: {path}: {error}.") from error
+
+
+async def patient_client(conn_id: str, log: Any) -> AsyncBatchClient:
+    """A client, once the connection can be read: to give up at once would end the task for a moment's trouble."""
+    hook = BatchLLMHook(conn_id)
+    for pause in LOOKUP_PAUSES:
+        try:
+            return await hook.aget_conn()
+        except Exception as error:  # noqa: BLE001 (whatever it is, it may be over soon, and is raised in the end)
+            log.warning("Connection %s cannot be used: %s Trying again in %.0f s.", conn_id, error, pause)
+            await asyncio.sleep(pause)
+    return await hook.aget_conn()
 
 
 async def settle(started: datetime) -> None:

@@ -14,10 +14,10 @@ from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.shared_watch import SharedWatch
 from airflow_batch_llm.client.standing import standing
 from airflow_batch_llm.client.watch import LONGEST_PAUSE
-from airflow_batch_llm.errors import NoAnswerError, RefusedError
+from airflow_batch_llm.errors import NoAnswerError, RefusedError, UnauthorizedError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.waiting import ended_batch
-from airflow_batch_llm.triggers.batch_llm import settle
+from airflow_batch_llm.triggers.batch_llm import patient_client, settle
 from airflow_batch_llm.wire import Batch
 
 
@@ -47,30 +47,46 @@ class BatchLLMSearchTrigger(BaseTrigger):
         started = clock.now()
         event = {}
         try:
-            async with await BatchLLMHook(self.conn_id).aget_conn() as client:
-                await self._all_ended(client)
+            await self._all_ended()
         except RefusedError as error:
             event = {"error": str(error)}
         await settle(started)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
-    async def _all_ended(self, client: AsyncBatchClient) -> None:
+    async def _all_ended(self) -> None:
         """Returns once a look finds batches, and all of them ended: while some were waited for others may have come."""
+        while living := [batch for batch in await self._found() if not batch.status.ended]:
+            await self._watched(living)
+
+    async def _watched(self, living: list[Batch]) -> None:
+        """Returns once they have ended. All are watched from the beginning: some may be paused unless somebody does."""
+        watch = SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
+        waiting = [asyncio.create_task(ended_batch(watch.snapshots(batch.id), self.log)) for batch in living]
+        try:
+            await asyncio.gather(*waiting)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _found(self) -> list[Batch]:
+        """The batches, once there are any. A token that the connection has no more by then is replaced by its new
+        one."""
         while True:
-            found = await self._found(client)
-            living = [batch for batch in found if not batch.status.ended]
-            if found and not living:
-                return
-            for batch in living:
-                await ended_batch(self._watch().snapshots(batch.id), self.log)
-            if not found:
-                await asyncio.sleep(self.poll_interval)
+            looked = False
+            async with await patient_client(self.conn_id, self.log) as client:
+                try:
+                    while not (found := await self._answered(client)):
+                        looked = True
+                        await asyncio.sleep(self.poll_interval)
+                except UnauthorizedError:
+                    if not looked:
+                        raise
+                else:
+                    return found
 
-    def _watch(self) -> SharedWatch:
-        return SharedWatch.of(self.conn_id, BatchLLMHook(self.conn_id).aget_conn)
-
-    async def _found(self, client: AsyncBatchClient) -> list[Batch]:
-        """The batches, once the service answers."""
+    async def _answered(self, client: AsyncBatchClient) -> list[Batch]:
+        """The batches that there are, once the service answers."""
         pause = timedelta(seconds=self.poll_interval)
         while True:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -103,6 +103,12 @@ def operator(**changes: Any) -> BatchLLMOperator:
         ({"priority": True}, "priority is True"),
         ({"deadline": timedelta(0)}, "a timedelta is counted from the submit"),
         ({"deadline": 3600}, "deadline is 3600"),
+        ({"deadline": "next week"}, "deadline is 'next week'"),
+        ({"deadline": date(2026, 1, 31)}, "deadline is datetime.date"),
+        ({"passthrough": "text"}, "passthrough is 'text'; it is a list"),
+        ({"parameters": ["stop"]}, "parameters is .*; it is a dictionary"),
+        ({"poll_interval": timedelta(seconds=5)}, "poll_interval is .*, and must be a number of seconds"),
+        ({"inline_wait": None}, "inline_wait is None, and must be a number of seconds"),
         ({"pause_unwatched_after": timedelta(minutes=1)}, "a timedelta of at least 2 minutes and at most 30 days"),
         ({"pause_unwatched_after": 600}, "pause_unwatched_after is 600, and must be a timedelta"),
         ({"poll_interval": 0}, "poll_interval is 0"),

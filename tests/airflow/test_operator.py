@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout, TaskDeferred
 from conftest import task_instance
+from sqlalchemy import update
 
-from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.client.batch_client import BatchClient
+from airflow_batch_llm.models import BatchStatus, PauseReason
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
+from airflow_batch_llm.store.tables import batches
+from airflow_batch_llm.wire import Batch
 
 pytestmark = pytest.mark.airflow
 
@@ -275,3 +280,40 @@ def test_a_retry_with_a_changed_prompt_fails_if_told_so(connected: Any) -> None:
     with pytest.raises(AirflowFailException, match="another spec"):
         operator(prompt="{text}!", on_changed="fail").execute({"ti": task_instance()})
     assert connected.client.get(first.trigger.batch_id).status not in CANCELLED
+
+
+def test_a_task_that_is_killed_while_it_submits_ends_its_batch(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, submit = operator(), BatchClient.submit
+
+    def killed(self: BatchClient, *arguments: Any) -> Batch:
+        batch = submit(self, *arguments)
+        task.on_kill()  # as Airflow's signal handler does, which lets the task go on
+        return batch
+
+    monkeypatch.setattr(BatchClient, "submit", killed)
+    with pytest.raises(AirflowException, match="killed while it submitted"):
+        task.execute({"ti": task_instance()})
+    [batch] = connected.client.list().data
+    assert batch.status in CANCELLED
+
+
+def test_a_batch_that_was_paused_unwatched_goes_on_with_a_try_that_asks_for_no_pause(connected: Any) -> None:
+    ti = task_instance()
+    _, deferral = deferred(ti, pause_unwatched_after=timedelta(hours=1))
+    batch_id = deferral.trigger.batch_id
+    with connected.state.database.writing() as connection:
+        connection.execute(update(batches).values(unwatched_at=1.0))
+    connected.state.watching.pause_due()
+    assert connected.state.batches.get("default", batch_id)["paused"] == PauseReason.UNWATCHED
+    _, again = deferred(task_instance(id=ti.id))
+    assert again.trigger.batch_id == batch_id
+    assert connected.client.get(batch_id).paused is None
+
+
+def test_what_makes_no_batch_once_rendered_is_named_without_its_values(connected: Any) -> None:
+    task = operator(constants={"day": "{{ ds }}"}, metadata={"note": "{{ ds }}"}, choices=["a", "b"])
+    task.constants, task.metadata = {"day": {"secret": 1}}, {"note": "secret" * 100}
+    with pytest.raises(AirflowFailException, match=r"constants\.day: Input should be a valid string") as refused:
+        task.execute({"ti": task_instance()})
+    assert refused.value.__cause__ is None
+    assert "".join(format_exception(refused.value)).count("secret") == 0

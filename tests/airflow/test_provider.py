@@ -18,6 +18,8 @@ from airflow_batch_llm.get_provider_info import get_provider_info
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
 from airflow_batch_llm.plugins.batch_llm import BatchLLMPlugin
+from airflow_batch_llm.triggers.batch_llm import BatchLLMTrigger
+from airflow_batch_llm.triggers.search import BatchLLMSearchTrigger
 
 pytestmark = pytest.mark.airflow
 
@@ -36,6 +38,11 @@ def test_every_module_and_class_that_the_provider_names_exists() -> None:
     for path in classes:
         module, _, name = path.rpartition(".")
         assert hasattr(import_module(module), name)
+
+
+def test_every_trigger_is_one_that_the_provider_names() -> None:
+    [named] = get_provider_info()["triggers"]
+    assert {BatchLLMTrigger.__module__, BatchLLMSearchTrigger.__module__} <= set(named["python-modules"])
 
 
 def test_airflow_shows_a_form_for_the_connection() -> None:

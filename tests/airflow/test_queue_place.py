@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,7 +74,7 @@ def test_the_conf_of_a_run_goes_before_all_else_and_spares_the_callable() -> Non
     assert priority(never, extra={"priority": "low"}, run_type="backfill", conf=conf) == 500
 
 
-@pytest.mark.parametrize("conf", [{"batch_llm_priority": "soon"}, {"batch_llm_priority": 5_000}])
+@pytest.mark.parametrize("conf", [{"batch_llm_priority": said} for said in ("soon", 5_000, "--5")])
 def test_what_is_no_priority_fails_the_task_without_retries(conf: Any) -> None:
     with pytest.raises(
         AirflowFailException, match=r"The key batch_llm_priority of the Dag run's conf is .* whole number"
@@ -95,8 +95,8 @@ def test_a_deadline_is_a_time_however_it_is_written(deadline: Any, expected: int
     assert queue_place(context(), priority=None, deadline=deadline, extra={}).deadline == expected
 
 
-@pytest.mark.parametrize("deadline", ["tomorrow", "", "P1D"])
-def test_a_deadline_that_is_no_time_fails_the_task(deadline: str) -> None:
+@pytest.mark.parametrize("deadline", ["tomorrow", "", "P1D", 3600, date(2030, 1, 1)])
+def test_a_deadline_that_is_no_time_fails_the_task(deadline: Any) -> None:
     with pytest.raises(AirflowFailException, match="is no time such as"):
         queue_place(context(), priority=None, deadline=deadline, extra={})
 

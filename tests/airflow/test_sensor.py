@@ -19,12 +19,19 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 from conftest import task_instance
+from sqlalchemy import update
 
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.names import run_group
+from airflow_batch_llm.models import PauseReason
 from airflow_batch_llm.operators.batch_llm import BatchLLMOperator
 from airflow_batch_llm.sensors.batch_llm import BatchLLMSensor
+from airflow_batch_llm.store.tables import batches
+from airflow_batch_llm.store.tokens import TokenRecord, new_token
+from airflow_batch_llm.store.watching import Watching
 from airflow_batch_llm.triggers.search import BatchLLMSearchTrigger
 from airflow_batch_llm.wire import Batch, BatchCreate, DatasetSpec, Message
+from tests.conftest import eventually
 from tests.service.answering import AnsweringWorker
 
 pytestmark = pytest.mark.airflow
@@ -283,6 +290,106 @@ def test_a_server_with_openais_api_alone_knows_no_keys_and_no_runs(
     for arguments in ({}, {"key": "k"}):
         with pytest.raises(AirflowFailException, match="give the sensor a batch_id"):
             sensor(conn_id="plain", **arguments).execute(CONTEXT)
+
+
+@pytest.fixture
+def unwatched(connected: Any, submit: Submit, own_run: str) -> list[Batch]:
+    """Two batches of the own run that nobody has watched, so that they are paused."""
+    given = {"group": own_run, "holder": "h", "pause_unwatched_after": 3600}
+    found = [submit(name, series=name, key=name, **given) for name in ("first", "second")]
+    while connected.plan():
+        pass
+    with connected.state.database.writing() as connection:
+        connection.execute(update(batches).values(unwatched_at=1.0))
+    Watching(connected.state.database).pause_due()
+    assert all(paused(connected, batch) for batch in found)
+    return found
+
+
+def paused(connected: Any, batch: Batch) -> bool:
+    """Whether it is paused since nobody watches it: a look at the store is no look at the batch."""
+    return connected.state.batches.get("default", batch.id)["paused"] == PauseReason.UNWATCHED
+
+
+@pytest.mark.parametrize(("arguments", "going_on"), [({"key": "second"}, 1), ({}, 2)])
+def test_a_sensor_that_looks_again_and_again_watches_its_batches(
+    arguments: dict[str, Any], going_on: int, connected: Any, unwatched: list[Batch]
+) -> None:
+    assert not sensor(deferrable=False, **arguments).poke(CONTEXT).is_done
+    assert sum(not paused(connected, batch) for batch in unwatched) == going_on
+
+
+async def test_a_sensor_that_defers_watches_all_batches_of_its_run_at_once(
+    connected: Any, unwatched: list[Batch], own_run: str
+) -> None:
+    waiting = asyncio.create_task(event_of(BatchLLMSearchTrigger(CONN_ID, group=own_run, poll_interval=0.05)))
+    await asyncio.to_thread(
+        eventually, lambda: not any(paused(connected, batch) for batch in unwatched), what="all are watched"
+    )
+    await asyncio.to_thread(complete, connected)
+    assert await waiting == {}
+
+
+@pytest.mark.parametrize("found", [True, False])
+async def test_a_search_goes_on_with_the_token_that_the_connection_has_by_then(
+    found: bool, connected: Any, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(name: str) -> TokenRecord:
+        token = new_token()
+        connection = {"conn_type": "batch_llm", "host": connected.url, "password": token}
+        monkeypatch.setenv("AIRFLOW_CONN_BATCH_LLM_DEFAULT", json.dumps(connection))
+        record: TokenRecord = connected.state.tokens.add(token, name=name)
+        return record
+
+    if found:
+        await asyncio.to_thread(submit, key="k")
+    old = named("old")
+    waiting = asyncio.create_task(event_of(BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=0.05)))
+    assert await still(waiting)
+    named("new")
+    connected.state.tokens.revoke(old.id)
+    await asyncio.to_thread(submit, key="k")
+    await asyncio.to_thread(complete, connected)
+    assert await waiting == {}
+
+
+async def test_a_search_whose_connection_cannot_be_read_for_a_moment_goes_on(
+    connected: Any, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(submit, key="k")
+    await asyncio.to_thread(complete, connected)
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.LOOKUP_PAUSES", (0.0, 0.0))
+    known, failures = BatchLLMHook.aget_address, iter([ConnectionError("away")])
+
+    async def sometimes(self: BatchLLMHook) -> Any:
+        for failure in failures:
+            raise failure
+        return await known(self)
+
+    monkeypatch.setattr(BatchLLMHook, "aget_address", sometimes)
+    assert await event_of(BatchLLMSearchTrigger(CONN_ID, key="k", poll_interval=0.05)) == {}
+
+
+@pytest.mark.parametrize("arguments", [{"batch_id": "batch_1"}, {"key": "k"}, {}])
+def test_a_sensor_that_defers_does_so_too_while_the_service_does_not_answer(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({"conn_type": "batch_llm", "host": "http://127.0.0.1:1"}))
+    waiting = sensor(conn_id="away", **arguments)
+    deferred(waiting)
+    with pytest.raises(TaskDeferred):
+        waiting.execute_complete(CONTEXT, {})
+
+
+@pytest.mark.parametrize("name", ["external_dag_id", "external_run_id"])
+@pytest.mark.parametrize("rendered", [None, "", "None"])
+def test_a_run_that_is_not_named_in_the_end_is_not_taken_for_the_own_one(
+    name: str, rendered: str | None, connected: Any
+) -> None:
+    waiting = sensor(on_empty="done", **{name: "{{ dag_run.conf.get('run') }}"})
+    setattr(waiting, name, rendered)
+    with pytest.raises(AirflowFailException, match=f"Rendered, {name} is"):
+        waiting.execute(CONTEXT)
 
 
 def test_a_search_survives_airflows_storing_of_it() -> None:

@@ -14,7 +14,9 @@ from airflow.sdk.serde import deserialize, serialize
 from conftest import task_instance
 
 from airflow_batch_llm.client import shared_watch
+from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.shared_watch import SharedWatch
+from airflow_batch_llm.errors import NoAnswerError
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.triggers.batch_llm import ENDINGS, BatchLLMTrigger, check_serialises
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
@@ -185,6 +187,29 @@ async def test_a_cancel_that_airflow_interrupts_is_carried_through(
     answer.set()
     await asyncio.gather(*ENDINGS)
     assert connected.client.get(batch_id).status in GONE
+
+
+@pytest.mark.parametrize(("holder", "cancelled"), [("try-1", True), (None, False)])
+async def test_a_cancel_that_the_service_does_not_answer_is_tried_again_unless_it_could_hit_a_later_try(
+    holder: str | None,
+    cancelled: bool,
+    connected: Any,
+    batch_id: str,
+    states: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.LOOKUP_PAUSES", (0.01, 0.01))
+    failures, cancel = [NoAnswerError("away")] * 2, AsyncBatchClient.cancel
+
+    async def sometimes(self: AsyncBatchClient, *arguments: Any, **named: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await cancel(self, *arguments, **named)
+
+    monkeypatch.setattr(AsyncBatchClient, "cancel", sometimes)
+    states["classify"] = "failed"
+    await trigger(batch_id, holder=holder).on_kill()
+    assert (connected.client.get(batch_id).status in GONE) is cancelled
 
 
 async def test_cleanup_cancels_nothing_where_airflow_tells_of_kills(

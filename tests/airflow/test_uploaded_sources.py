@@ -105,6 +105,14 @@ def test_a_retry_goes_on_waiting_where_the_file_is_gone_and_the_batch_lives(serv
     assert task._held.holder == held_by
 
 
+def test_a_retry_that_asks_something_else_uploads_again_where_the_file_is_gone(service: TableService) -> None:
+    deferred()
+    service.files = {"file-x": service.files["file-0"]}
+    deferred(prompt="{text}!")
+    assert service.submits[-1]["dataset"]["source"] == ["file-1"]
+    assert service.submits[-1]["dataset"]["messages"][0]["content"] == "{text}!"
+
+
 def test_a_cleared_task_uploads_anew(service: TableService) -> None:
     deferred()
     _, _ = deferred(task_instance(max_tries=5))
@@ -210,17 +218,18 @@ def test_a_broken_budget_fails_the_task_with_counts_and_three_rows(
     budget: dict[str, Any], limit: str, service: TableService
 ) -> None:
     task, batch_id = deferred(**budget)
-    service.failing = [(row, "error", f"context_length: Row {row} is too long.") for row in (1, 4)]
-    service.failing += [(row, "invalid_output", "invalid_output: No JSON") for row in (2, 3, 5)]
+    service.failing = [(row, "error", f"context_length: Row {row} is quoted.") for row in (1, 4)]
+    service.failing += [(row, "invalid_output", "not_json: quoted") for row in (2, 3, 5)]
     service.end(batch_id, total=10)
     with pytest.raises(AirflowException, match=limit) as failure:
         task.execute_complete({"ti": task_instance()}, {"batch_id": batch_id})
     assert not isinstance(failure.value, AirflowFailException)
     said = str(failure.value)
     assert f"5 of 10 rows of batch {batch_id} failed (50.0%)" in said
-    assert "Row 1: error, context_length: Row 1 is too long. Row 4: error" in said
-    assert "Row 2: invalid_output, invalid_output: No JSON. " in said
+    assert "Row 1: error, context_length. Row 4: error, context_length. " in said
+    assert "Row 2: invalid_output, not_json. The answer is no JSON. " in said
     assert "Row 3" not in said
+    assert "quoted" not in said  # what a row says goes into no log
     assert "A retry asks for the failed rows alone." in said
 
 
