@@ -13,7 +13,7 @@ from typing import Final
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.errors import ConflictError, NoAnswerError, RefusedError
+from airflow_batch_llm.errors import ConflictError, NoAnswerError, NotFoundError, RefusedError
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.wire import OPENAI_CREATE_FIELDS, Batch, BatchCreate
 
@@ -30,18 +30,18 @@ PAGE: Final = 100
 _GONE: Final = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED, BatchStatus.EXPIRED, BatchStatus.CANCELLING})
 
 
-def submit_once(client: BatchClient, create: BatchCreate, key: str) -> Batch:
-    """The batch that lives or completed under ``key``, or else a new one.
+def submit_once(client: BatchClient, create: BatchCreate, key: str, *, known: str | None = None) -> Batch:
+    """The batch that lives or completed under ``key``, or else a new one. ``known`` is as for :func:`find`.
 
     One of another file is cancelled, if it lives, and replaced, or refused, as ``create.on_changed`` says. Raises
     :class:`NoAnswerError` where the server's batches cannot be read: then nothing is submitted.
     """
-    known = find(client, key)
-    if known is not None and known.status not in _GONE:
+    found = find(client, key, known=known)
+    if found is not None and found.status not in _GONE:
         # A server that does not say what a batch is for is believed to have kept it.
-        if known.input_file_id in (None, create.input_file_id) and known.endpoint in ("", None, create.endpoint):
-            return known
-        _give_way(client, known, create)
+        if found.input_file_id in (None, create.input_file_id) and found.endpoint in ("", None, create.endpoint):
+            return found
+        _give_way(client, found, create)
     plain = {name: getattr(create, name) for name in OPENAI_CREATE_FIELDS}
     return client.submit(BatchCreate(**{**plain, "metadata": {**(create.metadata or {}), KEY: key}}))
 
@@ -59,8 +59,11 @@ def _give_way(client: BatchClient, known: Batch, create: BatchCreate) -> None:
         client.cancel(known.id)
 
 
-def find(client: BatchClient, key: str, *, now: datetime | None = None) -> Batch | None:
-    """The newest batch with ``key``, among the newest 500 of the last 30 days."""
+def find(client: BatchClient, key: str, *, known: str | None = None, now: datetime | None = None) -> Batch | None:
+    """The batch ``known`` if that has ``key``; else the newest with it, among the newest 500 of the last 30 days."""
+    batch = None if known is None else _get(client, known)
+    if batch is not None and (batch.metadata or {}).get(KEY) == key:
+        return batch
     oldest = ((now or clock.now()) - LONGEST_AGO).timestamp()
     for number, batch in enumerate(_newest_first(client)):
         if batch.created_at < oldest:
@@ -71,6 +74,13 @@ def find(client: BatchClient, key: str, *, now: datetime | None = None) -> Batch
             log.warning("No batch has the key %s among the newest %s of %s.", key, MOST_BATCHES, client.url)
             return None
     return None
+
+
+def _get(client: BatchClient, batch_id: str) -> Batch | None:
+    try:
+        return client.get(batch_id)
+    except NotFoundError:
+        return None
 
 
 def _newest_first(client: BatchClient) -> Iterator[Batch]:

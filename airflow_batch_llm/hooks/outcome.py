@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
+
+from airflow.sdk import Asset, Context
 
 from airflow_batch_llm.client.texts import estimate_lines, raise_unless_completed
 from airflow_batch_llm.errors import BatchFailedError, BatchLLMError, RefusedError
@@ -46,6 +48,13 @@ def estimated(batch: Batch, log: Log) -> dict[str, Any]:
         log.info("%s: %s", what, value)
     log.info("::endgroup::")
     return {"batch_id": batch.id, **batch.estimate.model_dump(mode="json")}
+
+
+def tell_assets(context: Context, outlets: Iterable[Any], batch: Batch) -> None:
+    """Gives the events of a task's assets what is known of the batch that wrote them."""
+    for asset in outlets:
+        if isinstance(asset, Asset):
+            context["outlet_events"][asset].extra = asset_extra(batch)
 
 
 def asset_extra(batch: Batch) -> dict[str, Any]:

@@ -251,6 +251,14 @@ def check_canary(
         raise ValueError("canary_rows needs a task that waits for its batch: nobody else would judge the rows.")
 
 
+def check_outlets(outlets: Sequence[Any], *, wait_for_completion: bool) -> None:
+    if outlets and not wait_for_completion:
+        raise ValueError(
+            "outlets need wait_for_completion: when the task ends the target is not there yet, and who waits for the "
+            "asset would begin too soon. Give them to the BatchLLMSensor that waits for the batch."
+        )
+
+
 def check_unwatched(pause_unwatched_after: Any) -> None:
     if pause_unwatched_after is None:
         return

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final
 
-from airflow.sdk import Asset, BaseOperator, Context
+from airflow.sdk import BaseOperator, Context
 from pydantic import BaseModel
 
 from airflow_batch_llm import clock
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks import task_state
 from airflow_batch_llm.hooks.airflow_names import (
     AirflowException,
     TaskDeferralError,
@@ -22,7 +23,7 @@ from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.failures import log_failures
 from airflow_batch_llm.hooks.map_label import label
 from airflow_batch_llm.hooks.metrics import send_metrics
-from airflow_batch_llm.hooks.outcome import asset_extra, estimated, outcome, refusals_fail_the_task
+from airflow_batch_llm.hooks.outcome import estimated, outcome, refusals_fail_the_task, tell_assets
 from airflow_batch_llm.hooks.progress_xcom import nobody, push_end, pushed
 from airflow_batch_llm.hooks.waiting import wait_here
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
@@ -247,6 +248,7 @@ class BatchLLMOperator(BaseOperator):
         arguments.check_priority(priority)
         arguments.check_deadline(deadline)
         arguments.check_unwatched(pause_unwatched_after)
+        arguments.check_outlets(self.outlets, **waits)
         arguments.check_waiting(poll_interval=poll_interval, timeout=timeout, inline_wait=inline_wait)
         embeds = source is not None and endpoint == EMBEDDINGS
         self.source = source
@@ -365,7 +367,7 @@ class BatchLLMOperator(BaseOperator):
 
     def _submitted(self, names: TaskBatchNames, context: Context) -> tuple[Batch, HeldBatch]:
         with refusals_fail_the_task(), self.hook.get_conn() as client:
-            server = Server(client, self.hook.has_extensions(client))
+            server = self._server(client, names, context)
             server.check(
                 table=self.source is not None,
                 priority=self.priority,
@@ -387,7 +389,13 @@ class BatchLLMOperator(BaseOperator):
             batch = opening.batch(found_first=self._finds_first)
         held = self._held = self._hold(batch, names.holder, server)
         self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
+        task_state.leave(context, batch, key=names.key, url=self.batch_url, log=self.log)
         return batch, held
+
+    def _server(self, client: BatchClient, names: TaskBatchNames, context: Context) -> Server:
+        if self.hook.has_extensions(client):
+            return Server(client, extensions=True)
+        return Server(client, extensions=False, known=task_state.left(context, key=names.key, log=self.log))
 
     def _queue_place(self, context: Context) -> QueuePlace:
         extra = self.hook.connection.extra_dejson
@@ -452,9 +460,7 @@ class BatchLLMOperator(BaseOperator):
         self._show_end(batch, context)
         result = outcome(batch, self.log)
         self._gates.judge_end(batch)
-        for asset in self.outlets:
-            if isinstance(asset, Asset):
-                context["outlet_events"][asset].extra = asset_extra(batch)
+        tell_assets(context, self.outlets, batch)
         return result
 
     def _show_end(self, batch: Batch, context: Context) -> None:
@@ -485,7 +491,7 @@ class BatchLLMOperator(BaseOperator):
         try:
             names = self._names(context)
             with self.hook.get_conn() as client:
-                server = Server(client, self.hook.has_extensions(client))
+                server = self._server(client, names, context)
                 batch = server.find(server.present(names).key)
         except (BatchLLMError, ValueError, AirflowException) as error:
             return f"Its batch could not be found and may go on: {error}"

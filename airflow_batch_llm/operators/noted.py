@@ -9,7 +9,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, Final, Self
+from uuid import UUID
 
 from airflow_batch_llm.operators.inline_rows import InlineRows, json_lines
 from airflow_batch_llm.operators.sql_source import SQLSource
@@ -57,11 +60,17 @@ def _rows_hash(source: InlineRows) -> str | None:
 
 
 def hash_of(value: Any) -> str | None:
-    """A hash of plain JSON values; None for others, whose text may be another one each time."""
+    """A hash of plain JSON values, dates, decimals and UUIDs; None for others, whose text may be another each time."""
     try:
-        return _hash([json.dumps(value, sort_keys=True).encode()])
+        return _hash([json.dumps(value, sort_keys=True, default=_text).encode()])
     except (TypeError, ValueError):
         return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (date, time, timedelta, Decimal, UUID)):
+        return f"{type(value).__name__} {value}"
+    raise TypeError(f"{type(value).__name__} has no text of its own.")
 
 
 def _hash(pieces: Iterable[bytes]) -> str:

@@ -12,6 +12,7 @@ Priority comes from the first of these that says one:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -94,10 +95,20 @@ def _run_type(run: Any) -> str:
 
 
 def _of_extra(extra: Mapping[str, Any], run_type: str) -> Any:
-    said = extra.get("priority")
+    said = _parsed_text(extra.get("priority"))
     if isinstance(said, Mapping):
         return said.get(run_type)
     return None if said == "" else said  # an empty field of the connection's form
+
+
+def _parsed_text(said: Any) -> Any:
+    """The connection's form gives a text, where a priority for each run type is one of JSON."""
+    if not isinstance(said, str) or not said.lstrip().startswith("{"):
+        return said
+    try:
+        return json.loads(said)
+    except ValueError:
+        return said  # which is no priority, and is named as it stands
 
 
 def _deadline(deadline: Deadline | None) -> int | None:

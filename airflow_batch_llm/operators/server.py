@@ -18,19 +18,21 @@ class Server:
 
     client: BatchClient
     extensions: bool
+    known: str | None = None
+    """The id of the batch that an earlier try had, as it left it: only a server without keys needs it."""
 
     def submit(self, create: BatchCreate, key: str) -> Batch:
         """The batch under ``key``: the one that lives or completed, or else a new one."""
         if self.extensions:
             return self.client.submit(create)
-        return plain_server.submit_once(self.client, create, key)
+        return plain_server.submit_once(self.client, create, key, known=self.known)
 
     def present(self, names: TaskBatchNames) -> TaskBatchNames:
         """The names of the task's present life: see :meth:`TaskBatchNames.in_present_life`."""
         return names.in_present_life(self.client.find) if self.extensions else names
 
     def find(self, key: str) -> Batch | None:
-        return self.client.find(key) if self.extensions else plain_server.find(self.client, key)
+        return self.client.find(key) if self.extensions else plain_server.find(self.client, key, known=self.known)
 
     def check(self, *, table: bool, priority: Any, deadline: Any, pause_unwatched_after: Any) -> None:
         """Raises AirflowFailException where a batch needs what the server does not have."""

@@ -17,7 +17,7 @@ from airflow_batch_llm.hooks.airflow_names import AirflowException, AirflowFailE
 from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.hooks.failures import log_failures
 from airflow_batch_llm.hooks.names import run_group
-from airflow_batch_llm.hooks.outcome import outcome, refusals_fail_the_task
+from airflow_batch_llm.hooks.outcome import outcome, refusals_fail_the_task, tell_assets
 from airflow_batch_llm.hooks.waiting import ProgressLog
 from airflow_batch_llm.links.batch_llm import BatchLLMLink
 from airflow_batch_llm.sensors.awaited import Awaited, summary
@@ -130,7 +130,7 @@ class BatchLLMSensor(BaseSensorOperator):
                 self.log.warning("%s It is asked again.", error)
                 return PokeReturnValue(is_done=False)
             done = self._ended(batches)
-            return PokeReturnValue(is_done=done, xcom_value=self._result(awaited, batches) if done else None)
+            return PokeReturnValue(is_done=done, xcom_value=self._result(context, awaited, batches) if done else None)
 
     def _result_or_defer(self, context: Context, until: datetime) -> Any:
         awaited = self._awaited(context)
@@ -142,7 +142,7 @@ class BatchLLMSensor(BaseSensorOperator):
             self._link_to(awaited.batch_id)
         else:
             if self._ended(batches):
-                return self._result(awaited, batches)
+                return self._result(context, awaited, batches)
             shared = any(batch.team is not None for batch in batches)  # only our service says so
         return self.defer(
             trigger=self._trigger(awaited, shared=shared),
@@ -203,12 +203,13 @@ class BatchLLMSensor(BaseSensorOperator):
             return self.on_empty == "done"
         return all(batch.status.ended for batch in batches)
 
-    def _result(self, awaited: Awaited, batches: list[Batch]) -> Any:
+    def _result(self, context: Context, awaited: Awaited, batches: list[Batch]) -> Any:
         for batch in batches:
             log_failures(batch, self.hook.get_conn, self.log)
         awaited.check(batches)
         if awaited.group is not None:
             return [summary(batch) for batch in batches]
+        tell_assets(context, self.outlets, batches[0])
         return outcome(batches[0], self.log)
 
     @contextmanager

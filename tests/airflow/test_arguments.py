@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset
 from airflow.serialization.serialized_objects import DagSerialization
 from pydantic import BaseModel
 
@@ -103,6 +103,7 @@ def operator(**changes: Any) -> BatchLLMOperator:
         ({"priority": True}, "priority is True"),
         ({"deadline": timedelta(0)}, "a timedelta is counted from the submit"),
         ({"deadline": 3600}, "deadline is 3600"),
+        ({"outlets": [Asset("labels")], "wait_for_completion": False}, "outlets need wait_for_completion"),
         ({"deadline": "next week"}, "deadline is 'next week'"),
         ({"deadline": date(2026, 1, 31)}, "deadline is datetime.date"),
         ({"passthrough": "text"}, "passthrough is 'text'; it is a list"),

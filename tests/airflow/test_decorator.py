@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import pytest
@@ -93,6 +94,18 @@ def test_a_retry_with_other_arguments_calls_the_function_again(service: TableSer
         deferred(made(rows, word))
     assert [content for _, content in service.files.values()] == [b'{"text": "a"}\n', b'{"text": "b"}\n']
     assert service.submits[-1]["dataset"]["source"] == ["file-1"]
+
+
+def test_a_retry_with_another_date_calls_the_function_again(service: TableService) -> None:
+    def rows(day: Any) -> list[dict[str, Any]]:
+        return [{"text": str(day)}]
+
+    for day in (date(2026, 1, 1), date(2026, 1, 1), date(2026, 1, 2)):
+        deferred(made(rows, day))
+    assert [content for _, content in service.files.values()] == [
+        b'{"text": "2026-01-01"}\n',
+        b'{"text": "2026-01-02"}\n',
+    ]
 
 
 @pytest.mark.parametrize("returned", [[], None, 7, [{"a": b"x"}]], ids=repr)

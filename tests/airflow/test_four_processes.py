@@ -25,6 +25,8 @@ def test_a_task_defers_shows_its_progress_and_hands_its_target_on(airflow: Airfl
     assert airflow.xcom("long_batch", run_id, "count_rows") == rows
     batch_url = f"{pool.url}/v1/batches/{manifest['batch_id']}"
     assert airflow.links("long_batch", run_id, "classify") == {"Batch": batch_url}
+    left = f"/dags/long_batch/dagRuns/{run_id}/taskInstances/classify/state-store/batch_llm"
+    assert airflow.call("GET", left)["value"]["batch_id"] == manifest["batch_id"]
     event = airflow.call("GET", "/assets/events", params={"source_dag_id": "long_batch"})["asset_events"][0]
     assert event["extra"]["batch_id"] == manifest["batch_id"]
     assert event["extra"]["counts"] == manifest["counts"]

@@ -62,6 +62,8 @@ def test_the_connection_gives_one_for_all_runs_or_by_their_type() -> None:
     assert priority(extra={"priority": "high"}) == 100
     by_type = {"priority": {"backfill": -500, "manual": "urgent"}}
     assert [priority(extra=by_type, run_type=each) for each in ("backfill", "manual", "scheduled")] == [-500, 500, 0]
+    of_the_form = {"priority": json.dumps(by_type["priority"])}
+    assert priority(extra=of_the_form, run_type="manual") == 500
     assert priority("low", extra={"priority": "high"}) == -100
     assert priority(extra={"priority": ""}) == 0
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -111,6 +114,14 @@ def test_a_sensor_defers_and_its_trigger_never_cancels(submit: Submit) -> None:
 
 def test_a_sensor_that_does_not_defer_looks_again(submit: Submit) -> None:
     assert not sensor(batch_id=submit().id, deferrable=False).poke(CONTEXT).is_done
+
+
+def test_the_asset_event_of_a_sensor_tells_of_the_batch(connected: Any, submit: Submit) -> None:
+    batch, labels, events = submit(), Asset("labels"), defaultdict[Asset, Any](SimpleNamespace)
+    complete(connected)
+    sensor(batch_id=batch.id, outlets=[labels]).execute({**CONTEXT, "outlet_events": events})
+    assert events[labels].extra["batch_id"] == batch.id
+    assert events[labels].extra["rows"] == 2
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
