@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,14 @@ from typing import Any, Final
 import psycopg
 import pytest
 from airflow_processes import AirflowProcesses
-from pool import ROOT, free_port
 
 from airflow_batch_llm.client.batch_client import BatchClient
-from airflow_batch_llm.settings import TOKEN_VARIABLE
 from airflow_batch_llm.wire import Batch
+from tests.airflow.lifecycle.service import TOKEN, Service
 from tests.airflow.lifecycle.task import Task, eventually
 
 WHOLE_ONLY: Final = pytest.mark.skipif(not os.environ.get("WHOLE"), reason="long: with WHOLE=1")
 DAGS: Final = Path(__file__).with_name("dags")
-TOKEN: Final = "bl-lifecycle-of-the-tests"
 PYTHON: Final = os.environ.get("LIFECYCLE_PYTHON", sys.executable)
 """Where Airflow is installed, if it is another one than these tests have: see `make lifecycle`."""
 SOON: Final[Mapping[str, str]] = {
@@ -48,9 +45,16 @@ class Lifecycle:
     airflow: AirflowProcesses
     database: str
     """Airflow's, as psycopg takes it."""
-    url: str
-    data_root: Path
+    service: Service
     token: str = TOKEN
+
+    @property
+    def url(self) -> str:
+        return self.service.url
+
+    @property
+    def data_root(self) -> Path:
+        return self.service.data_root
 
     @property
     def folder(self) -> Path:
@@ -153,8 +157,10 @@ def running_lifecycle(folder: Path, server: Any) -> Iterator[Lifecycle]:
     """Starts all of it below ``folder``, Airflow on a database of the Postgres ``server``; ends what it started."""
     server.psql("create database lifecycle")
     shutil.copytree(DAGS, folder / "dags")
-    with _running_service(folder) as url:
-        connection = {"conn_type": "batch_llm", "host": url, "password": TOKEN}
+    service = Service(folder)
+    service.start()
+    try:
+        connection = {"conn_type": "batch_llm", "host": service.url, "password": TOKEN}
         environment = {
             **SOON,
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": server.get_uri("lifecycle", driver="psycopg2"),
@@ -163,32 +169,6 @@ def running_lifecycle(folder: Path, server: Any) -> Iterator[Lifecycle]:
         }
         home, dags = folder / "home", folder / "dags"
         with AirflowProcesses(home, dags=dags, environment=environment, python=PYTHON) as airflow:
-            yield Lifecycle(airflow, server.get_uri("lifecycle"), url, folder / "data")
-
-
-@contextlib.contextmanager
-def _running_service(folder: Path) -> Iterator[str]:
-    (folder / "data").mkdir()
-    port = free_port()
-    command = [sys.executable, "-m", "airflow_batch_llm", "serve", "--home", str(folder / "service")]
-    command += ["--data-root", str(folder / "data"), "--port", str(port)]
-    environment = {**os.environ, TOKEN_VARIABLE: TOKEN, "PYTHONPATH": str(ROOT)}
-    with (folder / "service.log").open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with BatchClient(url, TOKEN) as client:
-            eventually(lambda: _answers(client), f"the service answers; see {folder}/service.log")
-        yield url
+            yield Lifecycle(airflow, server.get_uri("lifecycle"), service)
     finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _answers(client: BatchClient) -> bool:
-    from airflow_batch_llm.errors import NoAnswerError
-
-    try:
-        return client.health() is not None
-    except NoAnswerError:
-        return False
+        service.end()

@@ -74,6 +74,7 @@ def fails_fast() -> None:
 
 
 of_one_task("waits")
+of_one_task("is_answered_late", model="answered late")
 of_one_task("is_kept", cancel_on_kill=False)
 of_one_task("reuses_when_cleared", on_clear="reuse")
 of_one_task("pauses_unwatched", pause_unwatched_after=timedelta(minutes=2))
