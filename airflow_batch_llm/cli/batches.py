@@ -215,7 +215,7 @@ def pause(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) 
 
 @app.command()
 def resume(batch_id: BatchId, url: Url = DEFAULT_URL, home: Home = DEFAULT_HOME) -> None:
-    """Let a paused batch go on."""
+    """Let a paused batch go on, whether anybody watches it or not."""
     with client_of(url, home) as client:
         batch = client.resume(batch_id)
     out.print(f"{batch.id} is {status_words(batch)}", highlight=False)

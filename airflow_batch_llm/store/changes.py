@@ -75,7 +75,7 @@ class BatchChanges:
         """The versions of those batches that there are, of all teams."""
         found = {}
         with self._database.reading() as connection:
-            for ids in _slices(batch_ids):
+            for ids in id_slices(batch_ids):
                 query = select(batches.c.id, batches.c.team, _STATE).where(batches.c.id.in_(ids))
                 for batch_id, team, state in connection.execute(query).tuples():
                     found[batch_id] = Seen(team, _version(state))
@@ -99,7 +99,7 @@ class BatchChanges:
         """Those of the batches that are the team's, each with the version that it was read in."""
         found: list[tuple[str, Mapping[str, Any]]] = []
         with self._database.reading() as connection:
-            for ids in _slices(batch_ids):
+            for ids in id_slices(batch_ids):
                 query = select(batches, _STATE).where(batches.c.id.in_(ids), batches.c.team == team)
                 found += [(_version(row.state), row._asdict()) for row in connection.execute(query)]
         return found
@@ -110,7 +110,8 @@ def _version(state: str) -> str:
     return f"{status}.{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
-def _slices(batch_ids: Collection[str]) -> Iterator[list[str]]:
+def id_slices(batch_ids: Collection[str]) -> Iterator[list[str]]:
+    """The ids in lists that fit one query each."""
     remaining = iter(batch_ids)
     while ids := list(islice(remaining, IDS_PER_QUERY)):
         yield ids

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import ColumnElement, select, update
 
 from airflow_batch_llm.models import PauseReason
+from airflow_batch_llm.store.changes import IDS_PER_QUERY, id_slices
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.pauses import PAUSABLE, Pauses, hold_chunks
 from airflow_batch_llm.store.tables import batches
 
 NOTED_SECONDS: Final = 10.0
 """How often it is noted that a batch is watched, however often somebody looks at it."""
-IDS_PER_QUERY: Final = 500
 
 
 class Watching:
@@ -27,7 +26,7 @@ class Watching:
 
     def saw(self, team: str, batch_ids: Collection[str]) -> None:
         """Somebody of the team watches these batches now: those that were paused since nobody did go on."""
-        for ids in _slices(self._to_note(team, batch_ids)):
+        for ids in id_slices(self._to_note(team, batch_ids)):
             for batch_id in self._noted(ids):
                 self._pauses.resume_unwatched(batch_id)
 
@@ -72,9 +71,3 @@ class Watching:
             until = self._database.now() + batches.c.pause_unwatched_after
             connection.execute(update(batches).where(*those).values(unwatched_at=until))
             return [batch_id for batch_id, paused in found if paused == PauseReason.UNWATCHED]
-
-
-def _slices(batch_ids: Collection[str]) -> Iterator[list[str]]:
-    remaining = iter(batch_ids)
-    while ids := list(islice(remaining, IDS_PER_QUERY)):
-        yield ids

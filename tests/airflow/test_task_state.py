@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from conftest import task_instance
-from foreign_server import ForeignServer, running_foreign_server
+from foreign_server import ForeignServer
 from test_operator import operator
-from test_operator_other_servers import connect
+from test_operator_other_servers import foreign
 from test_operator_other_servers import operator as of_file
 
+__all__ = ["foreign"]
 pytestmark = pytest.mark.airflow
 
 
@@ -30,14 +29,6 @@ class Broken(Stored):
 
     def get(self, key: str, default: Any = None) -> Any:
         raise RuntimeError("The store is away.")
-
-
-@pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForeignServer]:
-    with running_foreign_server() as server:
-        connect(monkeypatch, server.url)
-        monkeypatch.setattr("airflow_batch_llm.triggers.batch_llm.SETTLE", timedelta(0))
-        yield server
 
 
 def deferred(task: Any, store: Any, **ti: Any) -> str:

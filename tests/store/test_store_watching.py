@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.models import CanaryState, PauseReason
+from airflow_batch_llm.store.changes import IDS_PER_QUERY
 from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.tables import batches
-from airflow_batch_llm.store.watching import IDS_PER_QUERY, NOTED_SECONDS, Watching
+from airflow_batch_llm.store.watching import NOTED_SECONDS, Watching
 from tests.postgres import BOTH_STORES
 from tests.store.test_store_chunks import TEAM, Store, store
 from tests.store.test_store_pauses import states
