@@ -127,6 +127,7 @@ def test_no_chunk_is_claimed_twice_over_connections_of_different_processes(store
         database = Database(store.url)
         found = claimed.setdefault(worker_id, [])
         while (chunk := Chunks(database).claim(worker_id, lease_seconds=3_600)) is not None:
+            assert chunk["attempt"] == 1
             found.append(chunk["id"])
         database.close()
 
