@@ -30,7 +30,7 @@ ENDINGS: Final[set[asyncio.Task[None]]] = set()
 """What goes on after its trigger; an event loop itself keeps no task alive."""
 LOOKUP_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9)
 """Seconds between tries to read a connection, or to cancel a batch: ten minutes in all."""
-SETTLE: Final = timedelta(seconds=5)
+SETTLE: Final = timedelta(seconds=10)
 """Earliest event after the start: Airflow 3.3's scheduler fails a task that is back before it saw the task leave."""
 
 
