@@ -27,6 +27,7 @@ from airflow_batch_llm.worker_wire import (
 )
 from tests.conftest import RunningService
 
+MOST_ASSEMBLED = 100
 MOST_PARTS = 20
 """Of one chunk, or nearly: hundreds of them would show nothing more, and take the most of a test's time."""
 
@@ -147,6 +148,9 @@ def answer_all(service: RunningService, batch: Batch, *, assemble_once: bool = F
     while service.plan():
         pass
     AnsweringWorker(service).work()
-    while service.assemble() and not assemble_once:
-        pass
+    for _ in range(MOST_ASSEMBLED):
+        if not service.assemble() or assemble_once:
+            break
+    else:
+        raise AssertionError(f"There is something to assemble after {MOST_ASSEMBLED} times, too.")
     return list(service.client.results(batch.id)) if service.client.get(batch.id).status.ended else []
