@@ -146,7 +146,7 @@ class Bench:
 
 @pytest.fixture
 def settings(settings: ServiceSettings) -> ServiceSettings:
-    return dataclasses.replace(settings, chunk_rows=CHUNK_ROWS, lease_seconds=3.0)
+    return dataclasses.replace(settings, chunk_rows=CHUNK_ROWS, lease_seconds=6.0)
 
 
 @pytest.fixture(autouse=True)
