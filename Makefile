@@ -55,7 +55,7 @@ test: $(INSTALLED) $(TINY_MODEL)
 	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "airflow or vllm"
 
 test-all: test
-	WHOLE=1 .venv/bin/python -m pytest tests/airflow/lifecycle
+	WHOLE=1 .venv/bin/python -m pytest tests/airflow/lifecycle tests/airflow/test_dags_test.py
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py \
 	  tests/vllm/own_pools/test_vllm_poison.py tests/service
 	$(MAKE) chaos

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.airflow.lifecycle.harness import WHOLE_ONLY
 from tests.service.answering import AnsweringWorker
 
 pytestmark = pytest.mark.airflow
@@ -34,6 +35,7 @@ with DAG("at_the_desk", schedule=None):
 """
 
 
+@WHOLE_ONLY
 def test_operator_and_sensor_defer_and_come_back(connected: Any, tmp_path: Path) -> None:
     (tmp_path / "dags").mkdir()
     (tmp_path / "dags" / "at_the_desk.py").write_text(DAG)
