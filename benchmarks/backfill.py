@@ -37,6 +37,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from against_run_batch import Outcome, run_batch
+from request_file import until
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "dags_examples" / "demo"))
 
@@ -179,7 +180,7 @@ def overtake(pool: Pool, source: Path, choices: list[str], backfill: Backfill) -
         backfill.waiting_before = sum(not batch.status.ended for batch in client.list(limit=100).data)
         begun = time.monotonic()
         batch = client.submit(BatchCreate(dataset=spec, model=pool.model, priority=100, reuse="never"))
-        while not batch.progress.rows_done:
+        while not (batch.progress.rows_done or batch.status.ended):
             time.sleep(0.1)
             batch = client.get(batch.id)
         backfill.first_row_seconds = time.monotonic() - begun
@@ -195,8 +196,7 @@ def run_backfill(folder: Path, choices: list[str], *, days: int, at_once: int, w
         wait_for_worker(pool)
         (folder / "days").rename(pool.data_root / "days")
         with running_airflow(folder, pool, choices, last=last, wait=wait) as (airflow, database):
-            while not knows(airflow):
-                time.sleep(1.0)
+            until(lambda: airflow.call("GET", f"/dags/{DAG_ID}"), seconds=300.0, pause=1.0)
             before, over = engine_requests(pool), threading.Event()
             looking = (database, pool, result.slots, over)
             watching = threading.Thread(target=watch_slots, args=looking, kwargs={"old_after": wait + LATE})
@@ -221,13 +221,6 @@ def run_backfill(folder: Path, choices: list[str], *, days: int, at_once: int, w
             result.requests = engine_requests(pool) - before - pq.read_metadata(high).num_rows
             check_targets(pool.data_root / "labels", days)
     return result
-
-
-def knows(airflow: AirflowProcesses) -> bool:
-    try:
-        return bool(airflow.call("GET", f"/dags/{DAG_ID}"))
-    except RuntimeError:
-        return False
 
 
 def run_states(database: str) -> dict[str, int]:

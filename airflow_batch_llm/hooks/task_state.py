@@ -6,18 +6,15 @@ may not be among the newest that the server lists any more. Nothing depends on i
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from airflow.sdk import Context
 
+from airflow_batch_llm.hooks.waiting import Log
 from airflow_batch_llm.wire import Batch
 
 NAME: Final = "batch_llm"
 """The key in the store. What stands there has ``batch_id``, ``key`` and ``url``, all texts."""
-
-
-class Log(Protocol):
-    def info(self, event: str, *args: Any) -> Any: ...
 
 
 def leave(context: Context, batch: Batch, *, key: str, url: str | None, log: Log) -> None:

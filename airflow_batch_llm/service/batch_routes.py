@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
@@ -12,6 +13,7 @@ from airflow_batch_llm.models import TOKENIZE, PauseReason
 from airflow_batch_llm.service.access import Reader, State, Submitter
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import shown, shown_page
+from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.submission import checked_batch
 from airflow_batch_llm.wire import Batch, BatchCancel, BatchCreate, BatchList, Health, Model, ModelList
 
@@ -49,10 +51,7 @@ def create_batch(
 ) -> Batch | JSONResponse:
     """Stores a batch after a cheap look at it, or finds the one that lives under its key. Who submits it watches it."""
     record = state.batches.submit(team, checked_batch(state, team, create, idempotency_key))
-    if record["paused"] == PauseReason.UNWATCHED:
-        state.pauses.resume_unwatched(record["id"])
-        record = state.batches.get(team, record["id"])
-    return shown(state, team, record)
+    return shown(state, team, _watched(state, team, record))
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=problems(400, 401, 404, 503))
@@ -76,11 +75,7 @@ def list_batches(
 @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=problems(401, 404, 503))
 def get_batch(state: State, team: Reader, batch_id: str) -> Batch | JSONResponse:
     """The batch as it stands. Who asks for it watches it, which matters where it has a ``pause_unwatched_after``."""
-    record = state.batches.get(team, batch_id)
-    if record["pause_unwatched_after"] is not None:
-        state.watching.saw(team, [batch_id])
-        record = state.batches.get(team, batch_id)
-    return shown(state, team, record)
+    return shown(state, team, _watched(state, team, state.batches.get(team, batch_id)))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
@@ -88,3 +83,11 @@ def cancel_batch(state: State, team: Submitter, batch_id: str, body: BatchCancel
     """Asks for a batch's end; what was done of it is kept. One that has ended stays as it is."""
     holder = body.holder if body and state.settings.extensions else None
     return shown(state, team, state.batches.cancel(team, batch_id, holder=holder))
+
+
+def _watched(state: ServiceState, team: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch after it was noted that somebody watches it."""
+    if record["pause_unwatched_after"] is None and record["paused"] != PauseReason.UNWATCHED:
+        return record
+    state.watching.saw(team, [record["id"]])
+    return state.batches.get(team, record["id"])

@@ -50,9 +50,8 @@ class Pauses:
         """Lets a batch go on; one that is not paused stays as it is.
 
         With a ``reason`` only one that is paused for that; without one, as a person asks, it goes on whether anybody
-        watches it or not. One whose canary is done and not judged, but that was paused
-        for another reason, is paused for its canary then. Raises :class:`ConflictError` for one that has ended or is
-        ending.
+        watches it or not. One whose canary is done and not judged, but that was paused for another reason, is paused
+        for its canary then. Raises :class:`ConflictError` for one that has ended or is ending.
         """
         with self._database.writing() as connection:
             lock_turns(connection, self._database, batch_id)

@@ -55,7 +55,6 @@ class Watching:
         last = batches.c.unwatched_at - batches.c.pause_unwatched_after
         stale = (last < self._database.now() - NOTED_SECONDS) | (batches.c.paused == PauseReason.UNWATCHED)
         query = select(batches.c.id).where(batches.c.team == team, batches.c.status.in_(PAUSABLE), stale)
-        query = query.where(batches.c.unwatched_at.is_not(None))
         if len(batch_ids) <= IDS_PER_QUERY:
             query = query.where(batches.c.id.in_(batch_ids))
         with self._database.reading() as connection:

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import update
 
 from airflow_batch_llm.errors import InvalidRequestError
+from airflow_batch_llm.service import supervisor
 from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import Batch
-from tests.conftest import RunningService
+from tests.conftest import RunningService, eventually
 from tests.service.answering import AnsweringWorker
 from tests.service.keeping import answered, submit
 
@@ -52,6 +53,21 @@ def test_a_look_at_the_batch_lets_it_go_on(
     seen = service.client.get(batch.id)
     assert (seen.paused, seen.pause_unwatched_after) == (None, 600)
     assert answered(service, batch).status == "completed"
+
+
+def test_a_service_pauses_by_itself_what_nobody_watches(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_PROCESSES", ())
+    monkeypatch.setattr(supervisor, "TIDY_SECONDS", 0.05)
+    submit(service, holder="h", pause_unwatched_after=600)
+    with service.state.database.writing() as connection:
+        connection.execute(update(batches).values(unwatched_at=1.0))
+    state = service.state
+    keeper = supervisor.Supervisor(service.settings, state.duties, state.life, state.watching)
+    keeper.start()
+    eventually(lambda: service.client.list().data[0].paused == "unwatched", what="the batch is paused")
+    keeper.stop()
 
 
 def test_a_list_is_no_look_and_says_why_the_batch_waits(service: RunningService) -> None:

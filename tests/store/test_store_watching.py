@@ -94,10 +94,13 @@ def test_a_submit_under_its_key_is_a_look_and_says_anew_how_long(store: Store) -
     assert paused(store, batch_id) is None
 
 
-def test_one_that_is_found_by_its_key_while_it_is_paused_goes_on_with_the_first_look(store: Store) -> None:
+@pytest.mark.parametrize("after", [AFTER, None])
+def test_one_that_is_found_by_its_key_while_it_is_paused_goes_on_with_the_first_look(
+    store: Store, after: int | None
+) -> None:
     batch_id = held(store, key="k")
     unwatched(store)
-    store.submit(key="k", holder="next", pause_unwatched_after=AFTER)
+    store.submit(key="k", holder="next", pause_unwatched_after=after)
     look(store, batch_id)
     assert paused(store, batch_id) is None
 
