@@ -114,6 +114,18 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
+class Origin(Strict):
+    """Where in Airflow a batch comes from, so that pages show it there, to those who may see that Dag."""
+
+    deployment: Name
+    """The Airflow's name among those that share the service."""
+    dag_id: Name
+    task_id: Name
+    run_id: Name
+    map_index: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+    """Of a mapped task; -1 of any other."""
+
+
 class BatchCreate(Strict):
     """The body of ``POST /v1/batches``: either ``input_file_id`` (OpenAI's) or ``dataset`` and ``model`` (ours)."""
 
@@ -140,6 +152,8 @@ class BatchCreate(Strict):
     A new batch cancels the living ones of its series and may overwrite the targets that they wrote."""
     group: Name | None = None
     """What batches have in common that somebody looks at together (in Airflow: the Dag run). It has no effect."""
+    origin: Origin | None = None
+    """Where in Airflow it comes from. It has no effect."""
     holder: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
     """Who may cancel the batch from now on: a later submit with the same key takes this over."""
     priority: Annotated[int, Field(ge=LEAST_PRIORITY, le=GREATEST_PRIORITY)] = 0
@@ -171,14 +185,24 @@ OPENAI_CREATE_FIELDS: Final = frozenset(
 """What OpenAI's own API takes of the above, and what a service without extensions takes."""
 
 
-class BatchCancel(Strict):
+Person = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+class BatchAct(Strict):
+    """The (optional) body of ``POST /v1/batches/{id}/retry`` and ``/pause``."""
+
+    by: Person | None = None
+    """Who asks, as the pages are to show it; else the name of the token is shown."""
+
+
+class BatchCancel(BatchAct):
     """The (optional) body of ``POST /v1/batches/{id}/cancel``."""
 
     holder: str | None = None
     """If given, the cancel counts only while this is the batch's holder."""
 
 
-class BatchResume(Strict):
+class BatchResume(BatchAct):
     """The (optional) body of ``POST /v1/batches/{id}/resume``."""
 
     reason: PauseReason | None = None
@@ -303,6 +327,7 @@ class Batch(BaseModel):
     key: str | None = None
     series: str | None = None
     group: str | None = None
+    origin: Origin | None = None
     generation: int = 1
     holder: str | None = None
     team: str | None = None

@@ -51,9 +51,10 @@ def test_a_seed_gives_the_same_schedule_each_time(fresh_sqlite: FreshStore) -> N
     assert len(first.log) > STEPS
 
 
-def test_the_logs_of_a_few_seeds_have_faults_of_every_kind(fresh_sqlite: FreshStore, tmp_path: Path) -> None:
-    thrown: set[str] = set()
-    for seed in range(8, 18):
-        thrown |= set(run(seed, fresh_sqlite, steps=STEPS).faults)
-    wanted = {"crash", "pause", "store trouble", "storage trouble", "worker killed", "call repeated"}
-    assert wanted <= thrown
+def test_the_schedules_of_a_few_seeds_have_faults_of_every_kind(fresh_sqlite: FreshStore) -> None:
+    missing = {"crash", "pause", "store trouble", "storage trouble", "worker killed", "call repeated"}
+    for seed in range(8, 108):  # one in ten has the rarest kind; which ones do changes with every new kind of step
+        missing -= set(run(seed, fresh_sqlite, steps=STEPS).faults)
+        if not missing:
+            break
+    assert not missing
