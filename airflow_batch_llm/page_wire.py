@@ -40,7 +40,7 @@ class OverviewQuery(Strict):
     search: SearchText | None = None
     """Part of an id, key, Dag, task, run, model or target, in whatever case."""
     visible_dag_ids: Annotated[list[Name], Field(max_length=20_000)] | None = None
-    """The Dags that the person may see, where that is not all of them: nothing of any other Dag, nor of none, counts."""
+    """The Dags that the person may see, where that is not all: nothing of any other Dag, nor of none, counts."""
     batch_ids: Annotated[list[BatchId], Field(max_length=MOST_LINES)] | None = None
     order: Literal["newest", "priority"] = "newest"
     """``priority``: those that have not ended first, as the pool takes them."""
