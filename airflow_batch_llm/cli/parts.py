@@ -220,6 +220,7 @@ def up(
     )
     err.print(
         f"service  http://127.0.0.1:{port}   data root {', '.join(embedded.service.all_roots)}\n"
+        f"pages    http://127.0.0.1:{port}/ui/   (log in with the token)\n"
         f"token    {embedded.service.token_path} (readable by you only)\n"
         f"model    {embedded.engine.served_model_name}   (its engine takes a while to start)",
         highlight=False,
