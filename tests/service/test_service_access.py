@@ -12,10 +12,12 @@ import pytest
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.models import Scope
+from airflow_batch_llm.service import page_routes
 from airflow_batch_llm.service.app import create_app
 from tests.conftest import RunningService
 from tests.service.access_table import CALLS, OPEN, Call, ask, expected
 from tests.service.test_service_bad_input import submit, write
+from tests.service.test_service_pages import PAGE
 from tests.service.two_teams import MARK, NOTHING, token_of
 
 
@@ -72,9 +74,10 @@ def test_nothing_but_health_and_the_description_is_told_without_a_token(
             for method in getattr(route, "methods", None) or ():
                 response = http.request(method, getattr(route, "path", ""))
                 told |= {getattr(route, "path", "")} if response.status_code != 401 else set()
-        assert http.get("/v1/nope").status_code == http.get("/").status_code == 401
+        assert http.get("/v1/nope").status_code == http.get("/ui/api/v1/batches", headers=PAGE).status_code == 401
         assert http.get("/healthz").json()["status"] == "ok"
-    assert told == {"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+    pages = {getattr(route, "path", "") for route in page_routes.router.routes}
+    assert told - pages == {"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 
 
 def test_the_token_is_readable_by_its_owner_only_and_stored_hashed(standing_service: RunningService) -> None:
