@@ -1,6 +1,6 @@
 /** The pages as one component: the list, a batch, the workers. */
 
-import { Component, h, useEffect, useState } from "./react.js";
+import { Component, h, useEffect } from "./react.js";
 import { useAddress } from "./address.js";
 import { BatchPage } from "./batch.js";
 import { Choice } from "./fields.js";
@@ -23,7 +23,7 @@ export function App({ host, place = null, header = null }) {
   return h(
     "div",
     { className: `blm blm-${host}` },
-    h(Fence, { key: params.toString() }, h(Shell, { host, place, header, who, params })),
+    h(Fence, { at: params.toString() }, h(Shell, { host, place, header, who, params })),
   );
 }
 
@@ -69,15 +69,19 @@ function Heading({ page, header, connections, params, batchId }) {
   );
 }
 
-/** Keeps an error of one page from taking the host's page with it. */
+/** Keeps an error of one page from taking the host's page with it, until another page is asked for. */
 class Fence extends Component {
   constructor(props) {
     super(props);
-    this.state = { error: null };
+    this.state = { error: null, at: props.at };
   }
 
   static getDerivedStateFromError(error) {
     return { error };
+  }
+
+  static getDerivedStateFromProps({ at }, state) {
+    return at === state.at ? null : { error: null, at };
   }
 
   render() {
