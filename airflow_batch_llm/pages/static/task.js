@@ -1,8 +1,9 @@
-/** The tab of a task instance or a Dag run in Airflow: its batches, or the one that there is. */
+/** The tab of a task instance or a Dag run in Airflow: its batches, or the newest where it has had several lives. */
 
 import { h } from "./react.js";
 import { useAddress } from "./address.js";
 import { BatchPage } from "./batch.js";
+import { counted } from "./format.js";
 import { BatchListPage } from "./list.js";
 import { PageLink } from "./places.js";
 import { call, useLive } from "./service.js";
@@ -10,30 +11,39 @@ import { Loading, Trouble } from "./states.js";
 
 export function TaskPage({ place, host, may }) {
   const [params] = useAddress();
-  const fixed = { dag_ids: [place.dag_id], run_id: place.run_id };
-  if (place.task_id) Object.assign(fixed, { task_id: place.task_id });
-  if (place.map_index != null) Object.assign(fixed, { map_index: place.map_index });
+  const fixed = filterOf(place);
   const chosen = params.get("batch");
-  const only = useOnly(fixed, chosen !== null || !place.task_id);
-  const batchId = chosen ?? only.batchId;
-  if (only.error && !batchId) return h(Trouble, { error: only.error });
-  if (only.asking && !batchId) return h(Loading, { what: "the batch" });
+  const listed = !place.task_id || params.has("all");
+  if (chosen)
+    return h("div", { className: "blm-page" }, h(Back), h(BatchPage, { key: chosen, batchId: chosen, host, may }));
+  if (listed) return h("div", { className: "blm-page" }, h(BatchListPage, { host, fixed }));
+  return h(NewestBatch, { fixed, host, may });
+}
+
+function filterOf({ dag_id, run_id, task_id, map_index }) {
+  const named = { dag_ids: [dag_id], run_id };
+  if (task_id) named.task_id = task_id;
+  if (map_index != null) named.map_index = map_index;
+  return named;
+}
+
+function Back() {
+  return h("p", null, h(PageLink, { changes: { batch: null, tab: null } }, "‹ All batches here"));
+}
+
+function NewestBatch({ fixed, host, may }) {
+  const { answer, error } = useLive(
+    ({ version, wait, signal }) => call("batches/overview", { body: { ...fixed, limit: 1, version, wait }, signal }),
+    JSON.stringify(fixed),
+  );
+  if (!answer) return error ? h(Trouble, { error }) : h(Loading, { what: "the batch" });
+  const newest = answer.data[0];
+  if (!newest) return h("div", { className: "blm-page" }, h(BatchListPage, { host, fixed }));
+  const others = answer.total - 1;
   return h(
     "div",
     { className: "blm-page" },
-    chosen && h("p", null, h(PageLink, { changes: { batch: null, tab: null } }, "‹ All batches here")),
-    batchId ? h(BatchPage, { key: batchId, batchId, host, may }) : h(BatchListPage, { host, fixed }),
+    others > 0 && h("p", null, "The newest batch of this task. ", h(PageLink, { changes: { all: 1 } }, `${counted(others, "earlier batch", "earlier batches")}`)),
+    h(BatchPage, { key: newest.id, batchId: newest.id, host, may }),
   );
-}
-
-/** The newest batch of a task instance, where all it has are generations of one. */
-function useOnly(fixed, skip) {
-  const question = JSON.stringify([fixed, skip]);
-  const { answer, error } = useLive(async ({ version, wait, signal }) => {
-    if (skip) return { version: "skipped", data: [] };
-    return call("batches/overview", { body: { ...fixed, limit: 20, version, wait }, signal });
-  }, question);
-  const lines = answer?.data ?? [];
-  const first = lines[0];
-  return { batchId: !skip && first ? first.id : null, asking: !answer, error };
 }
