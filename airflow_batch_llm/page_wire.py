@@ -221,6 +221,8 @@ class BatchReport(BaseModel):
     version: str
     at: float
     batch: Batch | None = None
+    may_act: bool = True
+    """Whether the caller may cancel, retry, pause and resume it."""
     phases: list[Phase] = []
     timeline: Timeline | None = None
     plan: PlanNumbers | None = None

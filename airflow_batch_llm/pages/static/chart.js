@@ -1,0 +1,115 @@
+/** Charts of a batch's life: rows done, and tokens a second. Drawn as SVG, told in words beside. */
+
+import { h, useId, useRef, useState } from "./react.js";
+import { clock, compact, counted, duration, moment, rate, whole } from "./format.js";
+
+const WIDTH = 720;
+const HEIGHT = 150;
+const LEFT = 56;
+const BOTTOM = 20;
+const TOP = 8;
+
+/** Every bucket from the first on, those without commits too: `{at, rows, failed, tokens}`, rows added up. */
+export function points(timeline, from, until) {
+  const { bucket_seconds: step, buckets } = timeline;
+  const found = new Map(buckets.map((bucket) => [Math.round(bucket.at / step), bucket]));
+  const first = Math.floor(from / step);
+  const last = Math.max(Math.floor(until / step), first);
+  const series = [];
+  let rows = 0;
+  let failed = 0;
+  for (let place = first; place <= last; place += 1) {
+    const bucket = found.get(place);
+    rows += bucket?.rows ?? 0;
+    failed += bucket?.failed ?? 0;
+    const tokens = ((bucket?.prompt_tokens ?? 0) + (bucket?.completion_tokens ?? 0)) / step;
+    series.push({ at: place * step, rows, failed, tokens });
+  }
+  return series;
+}
+
+export function ProgressCharts({ timeline, total, known, from, until, ended }) {
+  const [looked, look] = useState(null);
+  const step = timeline.bucket_seconds;
+  const series = points(timeline, from, until).map((point) => ({ ...point, rows: point.rows + known }));
+  const at = looked === null ? null : series[Math.min(looked, series.length - 1)];
+  const shared = { series, looked, look, step, until };
+  return h(
+    "div",
+    { className: "blm-charts" },
+    h(Chart, {
+      ...shared,
+      title: "Rows done",
+      value: (point) => point.rows,
+      most: total || 1,
+      unit: "rows",
+      area: true,
+      summary: `${whole(series.at(-1).rows)} of ${counted(total, "row")} done ${ended ? "in" : "after"} ${duration(until - from)}.`,
+    }),
+    h(Chart, {
+      ...shared,
+      title: "Tokens a second",
+      value: (point) => point.tokens,
+      most: Math.max(1, ...series.map((point) => point.tokens)),
+      unit: "tokens/s",
+      summary: `At most ${rate(Math.max(0, ...series.map((point) => point.tokens)), "tokens/s")}, over stretches of ${duration(step)}.`,
+    }),
+    h(
+      "p",
+      { className: "blm-small blm-muted blm-chart-words", "aria-live": "off" },
+      at
+        ? `${moment(at.at)}: ${counted(at.rows, "row")} done, ${at.failed ? `${whole(at.failed)} of them failed, ` : ""}${rate(at.tokens, "tokens/s")}`
+        : `Each point is ${duration(step)}. Point at a chart for its numbers.`,
+    ),
+  );
+}
+
+function Chart({ title, series, value, most, unit, area = false, summary, looked, look, step, until }) {
+  const id = useId();
+  const frame = useRef(null);
+  const width = WIDTH - LEFT;
+  const x = (place) => LEFT + (width * place) / series.length;
+  const y = (amount) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(1, amount / most));
+  const find = (event) => {
+    const box = frame.current.getBoundingClientRect();
+    const place = Math.floor((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (width / series.length));
+    look(place >= 0 && place < series.length ? place : null);
+  };
+  const middle = series[Math.floor(series.length / 2)].at;
+  return h(
+    "figure",
+    { className: "blm-chart" },
+    h("figcaption", null, title),
+    h(
+      "svg",
+      { ref: frame, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-labelledby": id, onPointerMove: find, onPointerLeave: () => look(null) },
+      h("title", { id }, `${title}. ${summary}`),
+      ...[0, 0.5, 1].map((share) =>
+        h("line", { key: share, className: "blm-grid", x1: LEFT, x2: WIDTH, y1: y(most * share), y2: y(most * share) }),
+      ),
+      ...[0, 1].map((share) =>
+        h("text", { key: share, className: "blm-tick", x: LEFT - 6, y: y(most * share) + (share ? 9 : 0), textAnchor: "end" }, compact(most * share)),
+      ),
+      h("text", { className: "blm-tick", x: LEFT - 6, y: y(most / 2) + 4, textAnchor: "end" }, unit),
+      area ? h(Area, { series, value, x, y }) : h(Bars, { series, value, x, y }),
+      looked !== null && looked < series.length && h("rect", { className: "blm-looked", x: x(looked), y: TOP, width: width / series.length, height: HEIGHT - TOP - BOTTOM }),
+      h("text", { className: "blm-tick", x: LEFT, y: HEIGHT - 4 }, clock(series[0].at)),
+      series.length > 4 && h("text", { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" }, clock(middle)),
+      h("text", { className: "blm-tick", x: WIDTH, y: HEIGHT - 4, textAnchor: "end" }, clock(Math.max(until, series.at(-1).at + step))),
+    ),
+  );
+}
+
+function Area({ series, value, x, y }) {
+  const line = series.map((point, place) => `L${x(place + 1).toFixed(1)},${y(value(point)).toFixed(1)}`).join("");
+  return h("g", null, h("path", { className: "blm-area", d: `M${x(0)},${y(0)}${line}L${x(series.length)},${y(0)}Z` }), h("path", { className: "blm-line", d: `M${x(0)},${y(0)}${line}` }));
+}
+
+function Bars({ series, value, x, y }) {
+  const width = Math.max(0.8, x(1) - x(0) - (series.length < 60 ? 2 : 0.5));
+  return h(
+    "g",
+    { className: "blm-bars" },
+    ...series.map((point, place) => value(point) > 0 && h("rect", { key: point.at, x: x(place), width, y: y(value(point)), height: Math.max(0.5, y(0) - y(value(point))) })),
+  );
+}

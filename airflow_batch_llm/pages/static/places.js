@@ -1,0 +1,37 @@
+/** Links: to a batch on these pages, to its Dag, run and task in Airflow. */
+
+import { h } from "./react.js";
+import { hrefWith, useAddress } from "./address.js";
+
+const Router = globalThis.ReactRouterDOM;
+
+/** A link that changes the address without loading a page; with a modifier key it opens a tab as any link does. */
+export function PageLink({ changes, children, ...rest }) {
+  const [params, go] = useAddress();
+  const onClick = (event) => {
+    if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || event.button !== 0) return;
+    event.preventDefault();
+    go(changes);
+  };
+  return h("a", { href: hrefWith(params, changes), onClick, ...rest }, children);
+}
+
+/** Where a batch comes from; links where the page stands in that Airflow. */
+export function OriginText({ origin, linked }) {
+  if (!origin) return h("span", { className: "blm-muted" }, "not from Airflow");
+  const { dag_id: dag, run_id: run, task_id: task, map_index: index } = origin;
+  const at = `/dags/${encodeURIComponent(dag)}`;
+  const ofRun = `${at}/runs/${encodeURIComponent(run)}`;
+  const ofTask = `${ofRun}/tasks/${encodeURIComponent(task)}${index >= 0 ? `/mapped/${index}` : ""}`;
+  const part = (to, text, title) =>
+    linked && Router ? h(Router.Link, { to, title }, text) : h("span", { title }, text);
+  return h(
+    "span",
+    { className: "blm-origin" },
+    part(at, dag, `Dag ${dag}`),
+    h("span", { className: "blm-muted", "aria-hidden": true }, " › "),
+    part(ofTask, index >= 0 ? `${task} [${index}]` : task, `Task ${task}`),
+    h("br"),
+    h("span", { className: "blm-small" }, part(ofRun, run, `Run ${run}`)),
+  );
+}
