@@ -61,6 +61,7 @@ _PAGE: Final = """<!doctype html>
 <title>LLM batches</title>
 <link rel="icon" href="static/icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="static/pages.css">
+<link rel="stylesheet" href="static/standalone.css">
 {head}</head>
 <body>
 {body}
@@ -69,7 +70,10 @@ _PAGE: Final = """<!doctype html>
 """
 _SCRIPT: Final = '<script type="module" src="static/standalone.js"></script>\n'
 _ROOT: Final = '<div id="root" data-session="{session}"></div>\n<noscript>These pages need JavaScript.</noscript>'
-_MISSING: Final = '<main class="blm-card"><h1>LLM batches</h1><p class="blm-error" role="alert">{hint}</p></main>'
+_MISSING: Final = (
+    '<main class="blm blm-standalone"><div class="blm-login"><h1>LLM batches</h1>'
+    '<p class="blm-error" role="alert">{hint}</p></div></main>'
+)
 
 
 def is_page(path: str) -> bool:
@@ -114,7 +118,10 @@ def static(request: Request, name: str) -> Response:
 async def login(request: Request, state: State) -> Response:
     """Takes ``{"token": …}`` and opens a session with it. The token needs the scope ``read``."""
     check_own_page(request, request.method)
-    token = _token(await _short_body(request))
+    content = await _short_body(request)
+    if content is None:
+        return _too_long()
+    token = _token(content)
     access = await run_in_threadpool(state.tokens.access_of, token)
     if access is None:
         raise UnauthorizedError(
@@ -143,17 +150,23 @@ def logout(request: Request) -> Response:
     return answer
 
 
-async def _short_body(request: Request) -> bytes:
+async def _short_body(request: Request) -> bytes | None:
+    """None for one that is too long, of which no more is read."""
     content = b""
     async for piece in request.stream():
         content += piece
         if len(content) > MOST_LOGIN_BYTES:
-            raise InvalidRequestError(
-                f"The body of a login has more than {MOST_LOGIN_BYTES:,} bytes, so there is no token in it. Nobody was "
-                "logged in.",
-                code="invalid_request",
-            )
+            return None
     return content
+
+
+def _too_long() -> Response:
+    return problem(
+        413,
+        f"The body of a login has more than {MOST_LOGIN_BYTES:,} bytes, so it is no token. Nobody was logged in.",
+        "body_too_large",
+        headers={"Connection": "close"},
+    )
 
 
 def _token(content: bytes) -> str:

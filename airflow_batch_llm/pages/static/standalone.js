@@ -51,15 +51,27 @@ function Standalone({ session }) {
   }, []);
   if (state.session === "none") return h(Login, { ended: state.ended, onLogin: open });
   if (state.error) return h(Trouble, { error: state.error, onAgain: open });
-  if (state.App) return h(state.App, { mode: "standalone", user: state.user, onLogout: logOut });
-  return h("p", { className: "blm-muted", role: "status" }, "Loading …");
+  if (state.App) return h(state.App, { host: "standalone", header: h(Session, { user: state.user, onLogOut: logOut }) });
+  return h(Frame, null, h("p", { className: "blm-muted", role: "status" }, "Loading …"));
+}
+
+function Frame({ children }) {
+  return h("main", { className: "blm blm-standalone" }, h("div", { className: "blm-login" }, h("h1", null, "LLM batches"), children));
+}
+
+function Session({ user, onLogOut }) {
+  return h(
+    "div",
+    { className: "blm-session" },
+    h("span", { className: "blm-muted" }, `Token ${user.name}, team ${user.team}`),
+    h("button", { className: "blm-button", type: "button", onClick: onLogOut }, "Log out"),
+  );
 }
 
 function Trouble({ error, onAgain }) {
   return h(
-    "main",
-    { className: "blm-login" },
-    h("h1", null, "LLM batches"),
+    Frame,
+    null,
     h("p", { className: "blm-error", role: "alert" }, error),
     h("button", { className: "blm-button", type: "button", onClick: onAgain }, "Try again"),
   );
@@ -81,9 +93,8 @@ function Login({ ended, onLogin }) {
     field.current.select();
   };
   return h(
-    "main",
-    { className: "blm-login" },
-    h("h1", null, "LLM batches"),
+    Frame,
+    null,
     h(
       "form",
       { className: "blm-card", method: "post", onSubmit: logIn },
@@ -92,7 +103,7 @@ function Login({ ended, onLogin }) {
       h(
         "div",
         { className: "blm-field" },
-        h("label", { htmlFor: `${id}-token` }, "Token"),
+        h("label", { className: "blm-label", htmlFor: `${id}-token` }, "Token"),
         h("input", {
           ref: field,
           id: `${id}-token`,
