@@ -111,8 +111,8 @@ function Glance({ report, now }) {
   );
 }
 
-function Card({ title, children }) {
-  return h("section", { className: "blm-card" }, h("h3", null, title), children);
+function Card({ title, wide = false, children }) {
+  return h("section", { className: `blm-card${wide ? " blm-double" : ""}` }, h("h3", null, title), children);
 }
 
 const endOf = (batch) => batch.completed_at ?? batch.failed_at ?? batch.expired_at ?? batch.cancelled_at;
@@ -178,7 +178,7 @@ function Overview({ report, now, fresh }) {
     h(Card, { title: "Phases" }, h(Phases, { phases, now: until })),
     plan && h(Card, { title: "Plan" }, h(Facts, { facts: planFacts(plan) })),
     cost && h(Card, { title: "Tokens and money" }, h(Facts, { facts: costFacts(cost) })),
-    h(Card, { title: "Workers on it" }, h(WorkersOnIt, { workers, now })),
+    h(Card, { title: "Workers on it", wide: true }, h(WorkersOnIt, { workers, now })),
     h(Card, { title: "Who did what" }, h(ActList, { acts, now })),
     generations.length > 1 && h(Card, { title: "Generations" }, h(GenerationList, { generations, batch, now })),
   );
@@ -226,6 +226,14 @@ function costFacts(cost) {
 
 function WorkersOnIt({ workers, now }) {
   if (!workers.length) return h("p", { className: "blm-muted" }, "No worker has rows of it now.");
+  return h(
+    "div",
+    { className: "blm-scroll", tabIndex: 0, role: "region", "aria-label": "Workers on this batch, a table that scrolls" },
+    h(WorkerTable, { workers, now }),
+  );
+}
+
+function WorkerTable({ workers, now }) {
   return h(
     "table",
     { className: "blm-table" },

@@ -73,10 +73,10 @@ export function clock(at) {
   return CLOCK.format(new Date(at * 1000));
 }
 
-/** An amount of money. Small ones keep two digits that say something. */
+/** An amount of money. Very small ones keep two digits that say something. */
 export function money(amount, currency) {
   if (amount == null) return NOTHING;
-  const small = amount !== 0 && Math.abs(amount) < 1;
+  const small = amount !== 0 && Math.abs(amount) < 0.01;
   const digits = small ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2, minimumFractionDigits: 2 };
   return `${new Intl.NumberFormat("en-US", digits).format(amount)} ${currency}`;
 }

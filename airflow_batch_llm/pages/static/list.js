@@ -28,7 +28,7 @@ export function BatchListPage({ fixed = null, host }) {
     h(StaleNotice, { error }),
     h(Filters, { params, go, answer, fixed }),
     answer.data.length
-      ? h(BatchTable, { lines: answer.data, now, fixed, host, stale })
+      ? h(BatchTable, { lines: answer.data, now, fixed, host, stale, go })
       : h(NoBatches, { filtered: isFiltered(params), offset: query.offset, go, host, fixed }),
     h(Pager, { answer, query, go }),
   );
@@ -106,7 +106,7 @@ function Named({ label, names, value, onChange, any = "All" }) {
   );
 }
 
-function BatchTable({ lines, now, fixed, host, stale }) {
+function BatchTable({ lines, now, fixed, host, stale, go }) {
   const heads = ["Status", fixed ? "Batch" : "Dag, task and run", "Model", "Rows", "Speed", "To go", "Age", "Priority"];
   return h(
     "div",
@@ -116,23 +116,27 @@ function BatchTable({ lines, now, fixed, host, stale }) {
       { className: `blm-table${stale ? " blm-stale" : ""}` },
       h("caption", { className: "blm-hidden" }, "Batches"),
       h("thead", null, h("tr", null, ...heads.map((head) => h("th", { key: head, scope: "col" }, head)))),
-      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, host }))),
+      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, host, go }))),
     ),
   );
 }
 
-function BatchRow({ line, now, host }) {
+function BatchRow({ line, now, host, go }) {
   const ended = hasEnded(line);
+  const open = (event) => {
+    // The link in the row is what keyboards use; a row that somebody selects text in stays.
+    if (!event.target.closest("a") && getSelection().isCollapsed) go({ batch: line.id, tab: null });
+  };
   const progress = line.progress;
   return h(
     "tr",
-    { "data-batch": line.id },
+    { "data-batch": line.id, className: "blm-opens", onClick: open },
     h("td", null, h(StatusBadge, { batch: line }), line.dry_run && h("div", { className: "blm-small blm-muted" }, "dry run")),
     h(
       "td",
       null,
       h(OriginText, { origin: line.origin, linked: host === "airflow" }),
-      h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id" }, line.id)),
+      h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id }, shortened(line.id))),
     ),
     h("td", null, h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"), line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`)),
     h("td", { className: "blm-wide" }, h(ProgressBar, { progress, small: true }), progress.waiting_for && !ended && h("div", { className: "blm-small blm-muted blm-why" }, progress.waiting_for)),
@@ -141,6 +145,11 @@ function BatchRow({ line, now, host }) {
     h("td", { className: "blm-number", title: moment(line.created_at) }, ago(line.created_at, now)),
     h("td", { className: "blm-number" }, whole(line.priority)),
   );
+}
+
+/** An id's beginning tells batches apart; the whole one is in its title and on its page. */
+function shortened(id) {
+  return id.length > 20 ? `${id.slice(0, 14)}…` : id;
 }
 
 function Pager({ answer, query, go }) {

@@ -119,15 +119,16 @@ function ShownRow({ row }) {
     h(
       "div",
       { className: "blm-row-parts" },
-      h(Part, { title: "Input" }, row.input ? h(Fields, { values: row.input }) : h("p", { className: "blm-muted" }, row.missing ?? "Not kept.")),
-      h(Part, { title: "Prompt" }, row.prompt ? row.prompt.map((message, place) => h(Message, { key: place, message })) : h("p", { className: "blm-muted" }, row.missing ?? "Not kept.")),
-      h(Part, { title: "Output" }, row.error && h("p", { className: "blm-bad" }, row.error), h(Output, { value: row.output })),
+      h(Part, { title: "Input", row }, row.input ? h(Fields, { values: row.input }) : h("p", { className: "blm-muted" }, row.missing ?? "Not kept.")),
+      h(Part, { title: "Prompt", row }, row.prompt ? row.prompt.map((message, place) => h(Message, { key: place, message })) : h("p", { className: "blm-muted" }, row.missing ?? "Not kept.")),
+      h(Part, { title: "Output", row }, row.error && h("p", { className: "blm-bad" }, row.error), h(Output, { value: row.output })),
     ),
   );
 }
 
-function Part({ title, children }) {
-  return h("section", { className: "blm-row-part", tabIndex: 0, "aria-label": title }, h("h4", null, title), children);
+function Part({ title, row, children }) {
+  const label = `${title} of row ${whole(row.row)}`;
+  return h("div", { className: "blm-row-part", role: "group", tabIndex: 0, "aria-label": label }, h("h4", null, title), children);
 }
 
 function Message({ message }) {

@@ -9,14 +9,23 @@ export function Spec({ batch }) {
   return h(
     "div",
     { className: "blm-overview" },
-    h("section", { className: "blm-card" }, h("h3", null, "Batch"), h(Facts, { facts: batchFacts(batch) })),
-    dataset && h("section", { className: "blm-card" }, h("h3", null, "Table"), h(Facts, { facts: tableFacts(dataset) })),
-    dataset && h("section", { className: "blm-card blm-span" }, h("h3", null, "Prompt template"), ...templates(dataset).map(([role, text], place) => h("div", { key: place, className: "blm-message" }, h("span", { className: "blm-label" }, role), h("pre", { tabIndex: 0, "aria-label": `${role} template` }, text)))),
+    h("section", { className: "blm-card blm-double" }, h("h3", null, "Batch"), h(Facts, { facts: batchFacts(batch) })),
+    dataset && h("section", { className: "blm-card blm-double" }, h("h3", null, "Table"), h(Facts, { facts: tableFacts(dataset) })),
+    dataset && h("section", { className: "blm-card blm-span" }, h("h3", null, "Prompt template"), ...templates(dataset).map(([role, text], place) => h("div", { key: place, className: "blm-message" }, h("span", { className: "blm-label" }, role), h("pre", { tabIndex: 0, "aria-label": `${role} template` }, ...marked(text))))),
     dataset?.choices && h("section", { className: "blm-card" }, h("h3", null, "Choices"), h("ul", { className: "blm-chips" }, ...dataset.choices.map((choice) => h("li", { key: choice }, choice)))),
     dataset?.output_schema && h(Json, { title: "Output schema", value: dataset.output_schema }),
     dataset && h(Json, { title: "Sampling", value: { temperature: 0, ...dataset.parameters } }),
     dataset && Object.keys(dataset.constants ?? {}).length > 0 && h(Json, { title: "Constants", value: dataset.constants }),
     batch.metadata && h(Json, { title: "Metadata", value: batch.metadata }),
+  );
+}
+
+const PLACEHOLDER = /(\{[A-Za-z_][A-Za-z0-9_]*\})/;
+
+/** The template with its placeholders marked: those that are not written twice as wide. */
+function marked(text) {
+  return text.split(/(\{\{|\}\})/).flatMap((piece, outer) =>
+    piece.split(PLACEHOLDER).map((part, inner) => (PLACEHOLDER.test(part) ? h("mark", { key: `${outer} ${inner}` }, part) : part)),
   );
 }
 

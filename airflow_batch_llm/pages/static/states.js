@@ -20,7 +20,7 @@ export function Loading({ what }) {
 }
 
 export function Empty({ title, children }) {
-  return h("div", { className: "blm-empty" }, h("h3", null, title), children && h("p", null, children));
+  return h("div", { className: "blm-empty" }, h("p", { className: "blm-empty-title" }, title), children && h("p", null, children));
 }
 
 /** A refusal in the place of what was asked for. */
@@ -28,7 +28,7 @@ export function Trouble({ error }) {
   return h(
     "div",
     { className: "blm-empty", role: "alert" },
-    h("h3", null, titleOf(error)),
+    h("h2", null, titleOf(error)),
     h("p", null, error.message),
     PASSING.has(error.code) && h("p", { className: "blm-muted" }, "It is asked again by itself."),
   );

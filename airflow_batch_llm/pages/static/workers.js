@@ -21,8 +21,8 @@ export function WorkersPage({ scope }) {
     Fragment,
     null,
     h(StaleNotice, { error }),
-    h("section", { className: "blm-card" }, h("h3", null, "Queue"), h(Queue, { queue: answer.queue, now })),
-    h("section", { className: "blm-card" }, h("h3", null, "Workers"), h(WorkerTable, { workers: answer.workers, now })),
+    h("section", { className: "blm-card" }, h("h2", null, "Queue"), h(Queue, { queue: answer.queue, now })),
+    h("section", { className: "blm-card" }, h("h2", null, "Workers"), h(WorkerTable, { workers: answer.workers, now })),
   );
 }
 
