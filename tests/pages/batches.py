@@ -1,4 +1,4 @@
-"""A service with batches in every state, and what makes them move: the real store, and a worker that answers by itself."""
+"""A service with batches in every state, and what makes them move: the real store, and a worker that answers."""
 
 from __future__ import annotations
 
@@ -48,18 +48,15 @@ class LabellingWorker(AnsweringWorker):
         return msgspec.structs.replace(answer, output=label, confidence=0.9, prompt_tokens=40, completion_tokens=2)
 
     def store(self, claim: Claim, number: int, lines: list[RowLine]) -> PartRecord:
-        counts = {
-            "prompt_tokens": 40 * len(lines),
-            "cached_tokens": 16 * len(lines),
-            "completion_tokens": 2 * len(lines),
-        }
-        return super().store(claim, number, lines).model_copy(update=counts | {"gpu_seconds": 0.05 * len(lines)})
+        rows = len(lines)
+        counts = {"prompt_tokens": 40 * rows, "cached_tokens": 16 * rows, "completion_tokens": 2 * rows}
+        return super().store(claim, number, lines).model_copy(update=counts | {"gpu_seconds": 0.05 * rows})
 
 
 def submitted(
     service: RunningService, name: str, rows: int, *, plan: bool = True, model: str = MODEL, **more: Any
 ) -> Batch:
-    """A batch of a task ``name`` over a table of reviews that is to be labelled; planned, unless it is said otherwise."""
+    """A batch over a table of reviews, of a Dag named after ``name``; planned, unless it is said otherwise."""
     texts = [f"{REVIEWS[row % len(REVIEWS)]} ({name} {row})" for row in range(rows)]
     pq.write_table(pa.table({"id": range(rows), "text": texts}), service.data_root / f"{name}.parquet")
     spec = DatasetSpec(

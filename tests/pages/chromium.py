@@ -33,15 +33,16 @@ def chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def install() -> None:
+def install(apt_get: str) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-        subprocess.run(["apt-get", *command], env=environment, check=False)
+        subprocess.run([apt_get, *command], env=environment, check=False)
 
 
 def main() -> None:
-    if chromium() is None and VARIABLE not in os.environ and os.geteuid() == 0 and shutil.which("apt-get"):
-        install()
+    apt_get = shutil.which("apt-get")
+    if chromium() is None and VARIABLE not in os.environ and os.geteuid() == 0 and apt_get:
+        install(apt_get)
     print(chromium() or MISSING)
 
 

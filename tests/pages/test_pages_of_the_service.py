@@ -291,9 +291,8 @@ def test_the_pages_of_another_site_get_no_cookie_with_them(looks: Looks, page_se
     batch = submitted(page_service, "posts", 30)
     page = logged_in(looks, page_service)
     foreign = page.context.new_page()
-    foreign.route(
-        "http://elsewhere.example/**", lambda route: route.fulfill(body="<title>x</title>", content_type="text/html")
-    )
+    blank = {"body": "<title>x</title>", "content_type": "text/html"}
+    foreign.route("http://elsewhere.example/**", lambda route: route.fulfill(**blank))
     foreign.goto("http://elsewhere.example/")
     tries = """async ([url, id]) => {
       const place = `${url}/ui/api/v1/batches/${id}/cancel`;
