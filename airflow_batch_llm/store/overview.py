@@ -43,6 +43,10 @@ _SEARCHED: Final = (*(batches.c[name] for name in ("id", "key", "dag_id", "task_
 _status: ColumnElement[str] = case(
     (and_(batches.c.status == BatchStatus.IN_PROGRESS, batches.c.paused.is_not(None)), PAUSED), else_=batches.c.status
 )
+_COUNTS: Final = select(
+    *(func.count().filter(_status == status).label(status) for status in (*BatchStatus, PAUSED))
+).select_from(batches)
+"""One pass; to group by the status would sort them all on SQLite."""
 _lives = batches.c.status.in_(sorted(LIVING))
 _NEWEST: Final = (batches.c.created_at.desc(), batches.c.id.desc())
 _BY_PRIORITY: Final = (
@@ -95,14 +99,13 @@ class Overviews:
         with self._database.reading() as connection:
             fitting = list(_fitting(team, asked, postgres=connection.dialect.name == "postgresql"))
             at = connection.execute(select(self._database.now())).scalar_one()
-            by_status = select(_status.label("shown"), func.count()).where(*fitting).group_by("shown")
-            statuses = dict(connection.execute(by_status).tuples().all())
+            counts = connection.execute(_COUNTS.where(*fitting)).one()._asdict()
             ids = list(connection.scalars(_page(asked, fitting)))
             read = connection.execute(select(*_SHOWN, STATE).where(batches.c.id.in_(ids))).all() if ids else []
         found = {row.id: row for row in read}
         return Page(
             at=float(at),
-            statuses=statuses,
+            statuses={status: count for status, count in counts.items() if count},
             records=[found[batch_id]._asdict() for batch_id in ids],
             versions={batch_id: version_of(found[batch_id].state) for batch_id in ids},
         )
@@ -154,7 +157,9 @@ def _fitting(team: str, asked: OverviewQuery, *, postgres: bool) -> Iterator[Col
         if (value := getattr(asked, column)) is not None:
             yield batches.c[column] == value
     if asked.search is not None:
-        yield or_(*(column.icontains(asked.search, autoescape=True) for column in _SEARCHED))
+        # SQLite's LIKE looks at the case of no letter of ASCII, and is twice as fast without lower() on both sides.
+        has = "icontains" if postgres else "contains"
+        yield or_(*(getattr(column, has)(asked.search, autoescape=True) for column in _SEARCHED))
 
 
 def _values(texts: list[str], *, postgres: bool) -> Select[Any]:
