@@ -226,6 +226,17 @@ parts: Final = Table(
     Index(None, "batch_id", "place"),
 )
 
+acts: Final = Table(
+    "acts",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("act", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Index(None, "batch_id", "id"),
+)
+
 workers: Final = Table(
     "workers",
     metadata,
