@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 
 from airflow_batch_llm.models import ChunkState
 from airflow_batch_llm.page_wire import MOST_TROUBLES, Attempts, Trouble
-from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import attempts, chunks, workers
 
 RUNNING: Final = "running"
@@ -21,12 +20,12 @@ MOST_DETAIL: Final = 500
 """Characters. Workers of this package send no detail, but it is a field of theirs."""
 
 
-def attempts_at(connection: Connection, database: Database, batch_id: str) -> Attempts:
-    """All attempts at a batch's chunks by outcome, and the newest in trouble.
+def attempts_at(connection: Connection, batch_id: str, at: float) -> Attempts:
+    """All attempts at a batch's chunks by outcome, as they stand at a time, and the newest in trouble.
 
     One whose lease has run out counts as lost before another claims its chunk, too.
     """
-    outcome = _outcome(database)
+    outcome = _outcome(at)
     how = outcome.label("how")  # a name of its own, so that it is not the column that is grouped by
     of_batch = select(how, func.count()).select_from(attempts.join(chunks, chunks.c.id == attempts.c.chunk_id))
     counted = of_batch.where(chunks.c.batch_id == batch_id).group_by(how)
@@ -39,19 +38,17 @@ def attempts_at(connection: Connection, database: Database, batch_id: str) -> At
     )
 
 
-def holds_lease(database: Database) -> ColumnElement[bool]:
-    """Whether a row of ``attempts`` has the right to work on its row of ``chunks`` now."""
+def holds_lease(at: float) -> ColumnElement[bool]:
+    """Whether a row of ``attempts`` has the right to work on its row of ``chunks`` at that time."""
     return and_(
         chunks.c.state == ChunkState.LEASED,
         chunks.c.attempt == attempts.c.attempt,
-        chunks.c.lease_until > database.now(),
+        chunks.c.lease_until > at,
     )
 
 
-def _outcome(database: Database) -> ColumnElement[str]:
-    return case(
-        (attempts.c.outcome.is_not(None), attempts.c.outcome), (holds_lease(database), RUNNING), else_=LEASE_LOST
-    )
+def _outcome(at: float) -> ColumnElement[str]:
+    return case((attempts.c.outcome.is_not(None), attempts.c.outcome), (holds_lease(at), RUNNING), else_=LEASE_LOST)
 
 
 def _troubles(connection: Connection, outcome: ColumnElement[str], batch_id: str) -> list[Trouble]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, case, func, select
 
 from airflow_batch_llm.models import ChunkState
-from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import chunks
 
 
@@ -22,8 +21,9 @@ class ChunkCounts:
     rows: int
 
 
-def chunk_counts(connection: Connection, database: Database, batch_id: str) -> ChunkCounts:
-    lost = (chunks.c.state == ChunkState.LEASED) & (chunks.c.lease_until <= database.now())
+def chunk_counts(connection: Connection, batch_id: str, at: float) -> ChunkCounts:
+    """How they stand at a time of the store's clock."""
+    lost = (chunks.c.state == ChunkState.LEASED) & (chunks.c.lease_until <= at)
     state = case((lost, ChunkState.PENDING), else_=chunks.c.state).label("stands")
     query = select(state, func.count(), func.sum(chunks.c.rows)).where(chunks.c.batch_id == batch_id).group_by(state)
     found = {name: (count, rows) for name, count, rows in connection.execute(query).tuples()}

@@ -41,13 +41,15 @@ class Stories:
         """The story of a stored batch. Of one that is gone meanwhile nothing is left but empty lists and zeros."""
         batch_id = record["id"]
         with self._database.reading() as connection:
+            # One time for all of it. Also: Postgres uses no index for what is compared with its clock itself.
+            at: float = connection.execute(select(self._database.now())).scalar_one()
             return Story(
-                at=float(connection.scalar(select(self._database.now())) or 0.0),
+                at=at,
                 first_commit=first_commit(connection, batch_id),
                 timeline=timeline(connection, batch_id),
-                chunks=chunk_counts(connection, self._database, batch_id),
-                workers=workers_on(connection, self._database, batch_id),
-                attempts=attempts_at(connection, self._database, batch_id),
+                chunks=chunk_counts(connection, batch_id, at),
+                workers=workers_on(connection, batch_id, at),
+                attempts=attempts_at(connection, batch_id, at),
                 acts=acts_of(connection, batch_id),
                 generations=generations(connection, record["team"], record["key"]),
             )

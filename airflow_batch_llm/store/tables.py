@@ -222,7 +222,11 @@ parts: Final = Table(
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
     Column("place", Integer, nullable=False, server_default="0"),
-    Index(None, "batch_id", "committed_at"),
+    # With all that is added up over times, so that no part itself is read: half the cost for tens of thousands.
+    Index(
+        "ix_parts_batch_id_committed_at",
+        *("batch_id", "committed_at", "rows", "rows_failed", "prompt_tokens", "completion_tokens"),
+    ),
     Index(None, "batch_id", "place"),
 )
 

@@ -9,17 +9,16 @@ from sqlalchemy import Connection, func, select
 from airflow_batch_llm.page_wire import WorkerOnBatch
 from airflow_batch_llm.store.attempts import holds_lease
 from airflow_batch_llm.store.batches import RATE_SECONDS
-from airflow_batch_llm.store.database import Database
 from airflow_batch_llm.store.tables import attempts, chunks, parts, workers
 
 
-def workers_on(connection: Connection, database: Database, batch_id: str) -> list[WorkerOnBatch]:
-    """Those that hold a lease of one of its chunks, by name."""
+def workers_on(connection: Connection, batch_id: str, at: float) -> list[WorkerOnBatch]:
+    """Those that hold a lease of one of its chunks at a time, by name."""
     query = (
         select(workers.c.id, workers.c.name, workers.c.last_seen_at, func.count())
         .join(attempts, attempts.c.worker_id == workers.c.id)
         .join(chunks, chunks.c.id == attempts.c.chunk_id)
-        .where(chunks.c.batch_id == batch_id, holds_lease(database))
+        .where(chunks.c.batch_id == batch_id, holds_lease(at))
         .group_by(workers.c.id, workers.c.name, workers.c.last_seen_at)
         .order_by(workers.c.name, workers.c.id)
     )
@@ -27,7 +26,7 @@ def workers_on(connection: Connection, database: Database, batch_id: str) -> lis
     ids = [worker_id for worker_id, *_ in holding]
     if not ids:
         return []
-    done, lately = _done(connection, batch_id, ids), _lately(connection, database, batch_id, ids)
+    done, lately = _done(connection, batch_id, ids), _lately(connection, batch_id, ids, at)
     return [
         WorkerOnBatch(
             worker_id=worker_id,
@@ -52,12 +51,11 @@ def _done(connection: Connection, batch_id: str, worker_ids: Collection[str]) ->
     return dict(connection.execute(query).tuples().all())
 
 
-def _lately(connection: Connection, database: Database, batch_id: str, worker_ids: Collection[str]) -> dict[str, float]:
+def _lately(connection: Connection, batch_id: str, worker_ids: Collection[str], at: float) -> dict[str, float]:
     """Rows a second over the last minute, or over the time since a worker that is newer came to the batch."""
-    now = database.now()
     of_batch = (chunks.c.batch_id == batch_id, attempts.c.worker_id.in_(worker_ids))
     came = (
-        select(attempts.c.worker_id, (now - func.min(attempts.c.claimed_at)).label("age"))
+        select(attempts.c.worker_id, (at - func.min(attempts.c.claimed_at)).label("age"))
         .join(chunks, chunks.c.id == attempts.c.chunk_id)
         .where(*of_batch)
         .group_by(attempts.c.worker_id)
@@ -67,7 +65,7 @@ def _lately(connection: Connection, database: Database, batch_id: str, worker_id
         select(attempts.c.worker_id, func.sum(parts.c.rows), func.max(came.c.age))
         .join(attempts, (attempts.c.chunk_id == parts.c.chunk_id) & (attempts.c.attempt == parts.c.attempt))
         .join(came, came.c.worker_id == attempts.c.worker_id)
-        .where(parts.c.batch_id == batch_id, parts.c.committed_at > now - RATE_SECONDS)
+        .where(parts.c.batch_id == batch_id, parts.c.committed_at > at - RATE_SECONDS)
         .group_by(attempts.c.worker_id)
     )
     found = connection.execute(query).tuples()

@@ -1,4 +1,4 @@
-"""What somebody did with a batch, and who."""
+"""What somebody did with a batch, and who; what is added up of parts over times is found in one index."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,6 +19,9 @@ def upgrade() -> None:
         sa.Column("by", sa.String(128), nullable=False),
     )
     op.create_index("ix_acts_batch_id_id", "acts", ["batch_id", "id"])
+    op.drop_index("ix_parts_batch_id_committed_at", "parts")
+    summed = ["rows", "rows_failed", "prompt_tokens", "completion_tokens"]
+    op.create_index("ix_parts_batch_id_committed_at", "parts", ["batch_id", "committed_at", *summed])
 
 
 def downgrade() -> None:
