@@ -101,6 +101,11 @@ def _submitter(request: Request, _: _Described, team: _DescribedTeam = None) -> 
     return allowed(request, Scope.SUBMIT).team
 
 
+def _token_name(request: Request, _: _Described) -> str:
+    access: Access = getattr(request.state, ACCESS)
+    return access.name
+
+
 def _worker_pool(request: Request, _: _Described) -> Pool:
     return allowed(request, Scope.WORKER).pool
 
@@ -111,5 +116,7 @@ Reader = Annotated[str, Depends(_reader)]
 """The team of a token that may read."""
 Submitter = Annotated[str, Depends(_submitter)]
 """The team of a token that may submit, and change or end what was submitted."""
+TokenName = Annotated[str, Depends(_token_name)]
+"""What the token is called: who acts, where the call does not say it."""
 WorkerPool = Annotated[Pool, Depends(_worker_pool)]
 """The pool that a worker with such a token is one of."""

@@ -21,6 +21,7 @@ from airflow_batch_llm.service import (
     file_routes,
     overview_routes,
     page_routes,
+    report_routes,
     worker_routes,
 )
 from airflow_batch_llm.service.changes import Changes
@@ -56,7 +57,11 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
-    extensions = [extension_routes, event_routes, page_routes, overview_routes] if state.settings.extensions else []
+    extensions = (
+        [extension_routes, event_routes, page_routes, overview_routes, report_routes]
+        if state.settings.extensions
+        else []
+    )
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)

@@ -22,6 +22,7 @@ from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
 from airflow_batch_llm.store.overview import Overviews
 from airflow_batch_llm.store.pauses import Pauses
+from airflow_batch_llm.store.stories import Stories
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.watching import Watching
@@ -46,6 +47,7 @@ class ServiceState:
     life: BatchLife
     pauses: Pauses
     watching: Watching
+    stories: Stories
     target_notes: TargetNotes
     chunks: Chunks
     duties: Duties
@@ -71,6 +73,7 @@ class ServiceState:
             life=BatchLife(database),
             pauses=Pauses(database),
             watching=Watching(database),
+            stories=Stories(database),
             target_notes=TargetNotes(database),
             chunks=Chunks(database),
             duties=Duties(database),

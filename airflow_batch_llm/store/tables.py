@@ -231,9 +231,24 @@ parts: Final = Table(
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
     Column("place", Integer, nullable=False, server_default="0"),
-    Index(None, "batch_id", "committed_at"),
+    # With all that is added up over times, so that no part itself is read: half the cost for tens of thousands.
+    Index(
+        "ix_parts_batch_id_committed_at",
+        *("batch_id", "committed_at", "rows", "rows_failed", "prompt_tokens", "completion_tokens"),
+    ),
     Index(None, "batch_id", "place"),
     Index(None, "committed_at"),
+)
+
+acts: Final = Table(
+    "acts",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("act", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Index(None, "batch_id", "id"),
 )
 
 workers: Final = Table(

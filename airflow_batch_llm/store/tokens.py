@@ -37,6 +37,8 @@ class Access:
         """Whether it may look at, and do, what is any team's, one at a time."""
         return self.all_teams and Scope.ADMIN in self.scopes
 
+    """What the token is called, which stands for who acts with it and does not say who that is."""
+
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
