@@ -14,7 +14,14 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
+from airflow_batch_llm.service import (
+    batch_routes,
+    event_routes,
+    extension_routes,
+    file_routes,
+    row_routes,
+    worker_routes,
+)
 from airflow_batch_llm.service.changes import Changes
 from airflow_batch_llm.service.gate import Gate
 from airflow_batch_llm.service.listening import address, bound
@@ -47,7 +54,7 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
-    extensions = [extension_routes, event_routes] if state.settings.extensions else []
+    extensions = [extension_routes, event_routes, row_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)

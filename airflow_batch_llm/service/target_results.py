@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
@@ -25,6 +26,8 @@ from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
 _SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
 """The formats whose rows begin at a place in bytes."""
 _STATUSES: Final = frozenset(RowStatus)
+_AT_ONCE: Final = 100
+"""Rows of Parquet that become Python's values together: a page has no use for thousands."""
 _NOT_OURS: Final = (
     *(ValueError, TypeError, RecursionError, csv.Error, msgspec.MsgspecError, pa.ArrowException, DamagedError),
     *(ChangedError, FileNotFoundError, OutsideError),
@@ -49,7 +52,7 @@ def target_results(places: Places, record: Any, first: int, offset: int) -> Iter
     :class:`InvalidRequestError` where no row begins there. Neither repeats anything of what was read.
     """
     manifest = Manifest.model_validate(record)
-    _check_standing(places, manifest)
+    check_standing(places, manifest)
     return _rows(places, manifest, first, offset)
 
 
@@ -79,8 +82,11 @@ def _shown(row: int, columns: dict[str, Any]) -> ResultRow:
     return ResultRow(row=row, status=columns["llm_status"], columns=columns)
 
 
-def _check_standing(places: Places, manifest: Manifest) -> None:
+def check_standing(places: Places, manifest: Manifest) -> None:
+    """Raises :class:`NotFoundError` where the target is not that batch's any more."""
     uri = manifest.files[0].uri
+    if not places.have(uri):
+        raise _gone(manifest)
     tree = places.tree(uri)
     standing = read_manifest(tree, manifest.uri)
     if standing is None or standing.batch_id != manifest.batch_id or tree.stat(uri) is None:
@@ -93,6 +99,25 @@ def _gone(manifest: Manifest) -> NotFoundError:
         "since, or changed by another hand.",
         code="target_gone",
     )
+
+
+@contextmanager
+def opened_target(places: Places, manifest: Manifest, file: TargetFile) -> Iterator[BinaryIO]:
+    """The bytes of one file of a target.
+
+    Raises :class:`NotFoundError` where it is gone, is not as its batch wrote it, or lies where the team may not read
+    any more.
+    """
+    tree = places.tree(file.uri)
+    try:
+        entry = tree.stat(file.uri) if places.have(file.uri) else None
+        if entry is not None and entry.size == file.bytes:
+            with tree.open(entry) as stream:
+                yield stream
+            return
+    except (ChangedError, FileNotFoundError, OutsideError) as error:
+        raise _gone(manifest) from error
+    raise _gone(manifest)
 
 
 def _file_rows(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
@@ -178,8 +203,9 @@ def _parquet_rows(stream: BinaryIO, first: int) -> _Rows:
         for batch in file.iter_batches(batch_size=ROWS, row_groups=groups):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
-            for row in _readable(wanted).to_pylist():
-                yield _as_json(row), 0
+            for start in range(0, wanted.num_rows, _AT_ONCE):
+                for row in readable(wanted.slice(start, _AT_ONCE)).to_pylist():
+                    yield _as_json(row), 0
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
@@ -215,7 +241,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
+def readable(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with those columns as text that Python has no values for (nanoseconds, the year 30000)."""
     return pa.record_batch([_as_text_if_needed(column) for column in batch.columns], names=batch.schema.names)
 
