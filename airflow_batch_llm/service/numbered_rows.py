@@ -72,7 +72,7 @@ def parquet_rows(
     stream.seek(0)
     with pq.ParquetFile(stream, read_dictionary=dictionaries, buffer_size=1 << 16) as file:
         shown = dict(zip(schema.names, schema.names if names is None else names, strict=True))
-        read, unread = _columns(schema, shown, first)
+        read, unread = few_columns(schema, first, shown)
         start = 0
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
@@ -108,8 +108,15 @@ def counted_rows(stream: BinaryIO) -> int:
         return int(file.metadata.num_rows)
 
 
-def _columns(schema: pa.Schema, shown: Mapping[str, str], first: Collection[str]) -> tuple[list[str], Values]:
-    """Which columns are read, and what is shown of those that are not, by the names that they are shown under."""
+def few_columns(
+    schema: pa.Schema, first: Collection[str], shown: Mapping[str, str] | None = None
+) -> tuple[list[str], Values]:
+    """Which columns are read, and what is shown of those of bytes, which are not.
+
+    :param first: the columns that are needed before others, where there are many.
+    :param shown: other names for the columns, which ``first`` and the values have then.
+    """
+    shown = shown or {name: name for name in schema.names}
     readable = [column.name for column in schema if shown[column.name] == LINE or not _is_bytes(column.type)]
     ordered = sorted(readable, key=lambda name: shown[name] not in first)
     read = set(ordered[:MOST_COLUMNS])

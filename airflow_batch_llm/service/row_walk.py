@@ -16,7 +16,7 @@ from airflow_batch_llm.models import FAILED, BatchStatus, RowStatus
 from airflow_batch_llm.service.committed_results import PARTS, committed_results, known_keys, read_parts
 from airflow_batch_llm.service.results import PlacedRow, check_kept, parsed_cursor, placed_rows
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import wrong_cursor
+from airflow_batch_llm.service.target_results import ColumnChoice, wrong_cursor
 from airflow_batch_llm.store.shown_parts import ShownParts
 
 MOST_LOOKED_AT: Final = 20_000
@@ -54,8 +54,10 @@ class Walk:
     rows: Iterator[PlacedRow]
 
 
-def walk(state: ServiceState, record: Mapping[str, Any], after: str | None, *, failed: bool) -> Walk:
-    """The rows behind a cursor; with ``failed``, at least those that have failed.
+def walk(
+    state: ServiceState, record: Mapping[str, Any], after: str | None, *, failed: bool, choice: ColumnChoice | None
+) -> Walk:
+    """The rows behind a cursor; with ``failed``, at least those that have failed. ``choice`` is of a target's columns.
 
     A table whose target is gone or another's is read from its parts. Raises :class:`NotFoundError` where the bytes of
     the batch have had their time, and :class:`InvalidRequestError` for a cursor that is none.
@@ -67,7 +69,7 @@ def walk(state: ServiceState, record: Mapping[str, Any], after: str | None, *, f
             raise wrong_cursor(after)
         return Walk("committed", _with_failures(state, record, first, second))
     try:
-        rows = placed_rows(state, record, after)
+        rows = placed_rows(state, record, after, choice=choice)
     except NotFoundError as error:
         if error.code != "target_gone" or kind is not None:
             raise

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal
 
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.page_wire import ShownMessage, ShownRow, ShownRows
 from airflow_batch_llm.service.asked_lines import AskedLines
+from airflow_batch_llm.service.numbered_rows import few_columns
 from airflow_batch_llm.service.row_inputs import RowInput, RowInputs
 from airflow_batch_llm.service.row_prompts import Prompts, shown_messages
 from airflow_batch_llm.service.row_walk import Patience, walk, wants_failed
 from airflow_batch_llm.service.short_values import Shortener
 from airflow_batch_llm.service.shown_outcomes import Outcome, TableOutcomes, outcomes_of
 from airflow_batch_llm.service.state import ServiceState
+from airflow_batch_llm.service.target_results import ColumnChoice
 from airflow_batch_llm.wire import DatasetSpec, ResultRow
 
 Wanted = RowStatus | Literal["failed"]
@@ -95,7 +98,7 @@ def shown_rows(
     cursor that no page of this batch gave.
     """
     patience = patience or Patience()
-    way = walk(state, record, after, failed=wants_failed(wanted.status))
+    way = walk(state, record, after, failed=wants_failed(wanted.status), choice=_choice(record))
     found, last, has_more = _page(way.rows, record, after, limit, wanted, patience)
     if record["dataset"] is None:
         _add_requests(state, record, found)
@@ -108,6 +111,15 @@ def shown_rows(
         looked_at=patience.looked_at,
         order=way.order,
     )
+
+
+def _choice(record: Mapping[str, Any]) -> ColumnChoice | None:
+    """Of a target, the columns that its batch has added, those that its prompts need, and then some of the others."""
+    if record["dataset"] is None:
+        return None
+    spec = DatasetSpec.model_validate(record["dataset"])
+    added = TableOutcomes.of(spec, record["endpoint"]).names
+    return partial(few_columns, first={*added, *Prompts.of(spec, record["endpoint"]).used})
 
 
 def _page(
