@@ -257,7 +257,7 @@ class ShownRow(BaseModel):
     output: Any = None
     """The answer's text, list of samples or typed fields; of an embedding its first numbers."""
     label: str | None = None
-    """Of a batch with choices, the one that was answered."""
+    """Of a batch with choices, the one that was answered; of one with a schema, the value that ``/answers`` counts."""
     error: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None

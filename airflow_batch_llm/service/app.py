@@ -22,6 +22,7 @@ from airflow_batch_llm.service import (
     overview_routes,
     page_routes,
     report_routes,
+    row_routes,
     worker_routes,
 )
 from airflow_batch_llm.service.changes import Changes
@@ -62,6 +63,7 @@ def create_app(state: ServiceState) -> FastAPI:
         if state.settings.extensions
         else []
     )
+    extensions = [extension_routes, event_routes, row_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)
