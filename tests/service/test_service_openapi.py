@@ -31,10 +31,10 @@ from airflow_batch_llm.service import (
     extension_routes,
     file_routes,
     overview_routes,
+    row_routes,
     worker_routes,
 )
 from airflow_batch_llm.service.access import TEAM
-    row_routes,
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 from tests.service.requests import create, file_of, line, openai_client
@@ -44,8 +44,7 @@ schemathesis.serializer.alias("application/zstd", "application/octet-stream")
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 WHOLE = bool(os.environ.get("WHOLE"))
-ROUTES = (batch_routes, event_routes, extension_routes, file_routes, overview_routes, worker_routes)
-ROUTES = (batch_routes, event_routes, extension_routes, file_routes, row_routes, worker_routes)
+ROUTES = (batch_routes, event_routes, extension_routes, file_routes, overview_routes, row_routes, worker_routes)
 CALLS = sorted(
     (method, route.path)
     for module in ROUTES
