@@ -19,7 +19,10 @@ from airflow_batch_llm.service import (
     event_routes,
     extension_routes,
     file_routes,
+    overview_routes,
     page_routes,
+    report_routes,
+    row_routes,
     worker_routes,
 )
 from airflow_batch_llm.service.changes import Changes
@@ -38,6 +41,7 @@ from airflow_batch_llm.store.changes import BatchChanges
 log = logging.getLogger(__name__)
 
 REQUEST_THREADS: Final = 16
+EXTENSIONS: Final = (extension_routes, event_routes, overview_routes, report_routes, row_routes, page_routes)
 
 
 def create_app(state: ServiceState) -> FastAPI:
@@ -55,7 +59,7 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
-    extensions = [extension_routes, event_routes, page_routes] if state.settings.extensions else []
+    extensions = EXTENSIONS if state.settings.extensions else ()
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)

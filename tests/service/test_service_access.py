@@ -9,32 +9,82 @@ from pathlib import Path
 import httpx
 import pytest
 
+from airflow_batch_llm import __version__
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.models import Scope
 from airflow_batch_llm.service import page_routes
 from airflow_batch_llm.service.app import create_app
 from tests.conftest import RunningService
-from tests.service.access_table import CALLS, OPEN, Call, ask, expected
+from tests.service.access_table import CALLS, OPEN, Call, ask, expected, heard_as
 from tests.service.test_service_bad_input import submit, write
 from tests.service.test_service_pages import PAGE
-from tests.service.two_teams import MARK, NOTHING, token_of
+from tests.service.two_teams import BLUE, MARK, NOTHING, RED, red_things, token_of
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_call_answers_its_owner_alone_and_tells_nobody_else_anything(service: RunningService, call: Call) -> None:
     asked = ask(service, call)
     assert asked.answers() == expected(call)
-    other = asked.heard["another team"].text
-    assert asked.things.unnamed(other) == NOTHING.unnamed(asked.about_nothing.text) or _names_new_things(call)
+    other, nothing = (_timeless(said.text) for said in (asked.heard["another team"], asked.about_nothing))
+    same = other == nothing or asked.things.unnamed(other) == NOTHING.unnamed(nothing)
+    assert same or _names_new_things(call)
     assert MARK not in other
     asked_for = str(asked.heard["another team"].request.url) + str(call.sends(asked.things))
     assert [found for found in asked.things.ids[:-1] if found in other and found not in asked_for] == []
 
 
+def _timeless(text: str) -> str:
+    """The text without the time of its making."""
+    return re.sub(r'"at":[0-9.]+', "", text)
+
+
 def _names_new_things(call: Call) -> bool:
     """Whether each answer has an id of its own in it."""
     return (call.method, call.path) in {("POST", "/v1/files"), ("POST", "/worker/v1/register")}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_call_that_names_another_team_is_refused_unless_an_admin_of_all_teams_makes_it(
+    service: RunningService, call: Call
+) -> None:
+    """Also a team's own admin is refused, and a worker of all teams."""
+    things = red_things(service, token_of(service, RED))
+    others = [
+        token_of(service, BLUE),
+        token_of(service, BLUE, *Scope),
+        token_of(service, BLUE, Scope.READ, Scope.SUBMIT, Scope.WORKER, all_teams=True),
+    ]
+    with httpx.Client(base_url=service.url) as http:
+        refused = [call.make(http, things, token, team=RED) for token in others]
+        admin = call.make(http, things, token_of(service, BLUE, Scope.ADMIN, all_teams=True), team=RED)
+    assert {heard_as(response) for response in refused} == {"403 team_not_allowed"}
+    assert [MARK in response.text for response in refused] == [False] * len(others)
+    assert heard_as(admin) == (call.own if call.path.startswith("/v1/") else "403 team_not_allowed")
+
+
+def test_an_admin_of_all_teams_sees_one_team_at_a_time(service: RunningService) -> None:
+    things = red_things(service, token_of(service, RED))
+    headers = {"Authorization": f"Bearer {token_of(service, BLUE, Scope.ADMIN, all_teams=True)}"}
+    with httpx.Client(base_url=service.url, headers=headers) as http:
+        path = f"/v1/batches/{things.batch_id}"
+        seen = {team: http.get(path, params=team and {"team": team}).status_code for team in (None, BLUE, RED)}
+        assert http.get(path, params={"team": ""}).status_code == 400
+        told = http.get("/v1/whoami", params={"team": RED}).json()
+        assert (told["name"], told["team"], told["teams"]) == ("test", RED, sorted({*told["teams"], RED, BLUE}))
+    assert seen == {None: 404, BLUE: 404, RED: 200}
+
+
+def test_a_token_is_told_what_it_opens_and_no_other_team(service: RunningService) -> None:
+    red_things(service, token_of(service, RED))
+    headers = {"Authorization": f"Bearer {token_of(service, BLUE, Scope.READ, Scope.SUBMIT)}"}
+    with httpx.Client(base_url=service.url, headers=headers) as http:
+        told = http.get("/v1/whoami", params={"team": BLUE}).json()
+        overview = http.post("/v1/batches/overview", json={}).json()
+    assert told == {
+        "name": "test", "team": BLUE, "scopes": ["read", "submit"], "teams": [BLUE], "version": __version__
+    }  # fmt: skip
+    assert overview["teams"] == []
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
