@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.service.blocks import BLOCK_BYTES
 from airflow_batch_llm.service.source_files import Opens, SourceFile
 from airflow_batch_llm.service.sources import LINE, open_source
+from airflow_batch_llm.service.target_results import READ_AHEAD
 from airflow_batch_llm.storage.tree import Entry
 
 MOST_BYTES: Final = 64 << 20
@@ -70,7 +71,7 @@ def parquet_rows(
         schema = schema.remove(0)
     dictionaries = [column.name for column in schema if column.type in _DICTIONARIES]
     stream.seek(0)
-    with pq.ParquetFile(stream, read_dictionary=dictionaries, buffer_size=1 << 16) as file:
+    with pq.ParquetFile(stream, read_dictionary=dictionaries, buffer_size=READ_AHEAD, pre_buffer=False) as file:
         shown = dict(zip(schema.names, schema.names if names is None else names, strict=True))
         read, unread = few_columns(schema, first, shown)
         start = 0

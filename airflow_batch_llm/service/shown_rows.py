@@ -98,12 +98,12 @@ def shown_rows(
     cursor that no page of this batch gave.
     """
     patience = patience or Patience()
-    way = walk(state, record, after, failed=wants_failed(wanted.status), choice=_choice(record))
+    way = walk(state, record, after, failed=wants_failed(wanted.status), choice=_choice(record, wanted))
     found, last, has_more = _page(way.rows, record, after, limit, wanted, patience)
     if record["dataset"] is None:
         _add_requests(state, record, found)
     else:
-        _add_inputs(state, record, found)
+        _add_inputs(state, record, found, read=not wanted or not _is_parquet(record))
     return ShownRows(
         data=[row.shown() for row in found],
         last_id=last,
@@ -113,12 +113,19 @@ def shown_rows(
     )
 
 
-def _choice(record: Mapping[str, Any]) -> ColumnChoice | None:
-    """Of a target, the columns that its batch has added, those that its prompts need, and then some of the others."""
+def _is_parquet(record: Mapping[str, Any]) -> bool:
+    return bool((record["manifest"] or {}).get("format") == "parquet")
+
+
+def _choice(record: Mapping[str, Any], wanted: RowFilter) -> ColumnChoice | None:
+    """Of a Parquet target, the columns that its batch has added; and where every row is shown that is read, those that
+    its prompts need, and then some of the others."""
     if record["dataset"] is None:
         return None
     spec = DatasetSpec.model_validate(record["dataset"])
     added = TableOutcomes.of(spec, record["endpoint"]).names
+    if wanted:
+        return lambda schema: ([name for name in schema.names if name in added], {})
     return partial(few_columns, first={*added, *Prompts.of(spec, record["endpoint"]).used})
 
 
@@ -147,7 +154,8 @@ def _page(
     return found, last, False
 
 
-def _add_inputs(state: ServiceState, record: Mapping[str, Any], found: Sequence[_Found]) -> None:
+def _add_inputs(state: ServiceState, record: Mapping[str, Any], found: Sequence[_Found], *, read: bool) -> None:
+    """Looks up inputs and prompts; ``read``, rows that come from the target have their columns already."""
     spec = DatasetSpec.model_validate(record["dataset"])
     prompts = Prompts.of(spec, record["endpoint"])
     inputs = RowInputs(state, record, spec, prompts.used, TableOutcomes.of(spec, record["endpoint"]).names)
@@ -155,7 +163,7 @@ def _add_inputs(state: ServiceState, record: Mapping[str, Any], found: Sequence[
     by_number: dict[int, list[_Found]] = defaultdict(list)
     for one in found:
         by_number[one.row.row].append(one)
-        if one.cursor.startswith("line-"):
+        if read and one.cursor.startswith("line-"):
             _take(one, inputs.of_target_row(one.row.row, one.row.columns or {}), prompts)
     left = [one.row.row for one in found if not one.whole]
     for known in inputs.found(left) if left else ():

@@ -17,7 +17,6 @@ from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.formats import DamagedError, FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
-from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.service.targets import read_manifest
 from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 from airflow_batch_llm.storage.local_tree import OutsideError
@@ -26,9 +25,11 @@ from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
 _SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
 """The formats whose rows begin at a place in bytes."""
 _STATUSES: Final = frozenset(RowStatus)
+_DECODED: Final = 1_000
+"""Rows of Parquet that are decoded together: the longest page has as many."""
 _AT_ONCE: Final = 100
 """Rows of Parquet that become Python's values together: a page has no use for thousands."""
-_READ_AHEAD: Final = 1 << 16
+READ_AHEAD: Final = 1 << 18
 """Bytes of a column of Parquet that are read at once, so that the rest of its row group is not read for a few rows."""
 _NOT_OURS: Final = (
     *(ValueError, TypeError, RecursionError, csv.Error, msgspec.MsgspecError, pa.ArrowException, DamagedError),
@@ -210,11 +211,11 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _parquet_rows(stream: BinaryIO, first: int, choice: ColumnChoice | None) -> _Rows:
-    with pq.ParquetFile(stream, buffer_size=_READ_AHEAD) as file:
+    with pq.ParquetFile(stream, buffer_size=READ_AHEAD, pre_buffer=False) as file:
         groups, skipped = _groups_from(file.metadata, first)
         read, instead = (None, {}) if choice is None else choice(file.schema_arrow)
         skip = first - skipped
-        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=read, use_threads=False):
+        for batch in file.iter_batches(_DECODED, row_groups=groups, columns=read, use_threads=False):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
             for start in range(0, wanted.num_rows, _AT_ONCE):
