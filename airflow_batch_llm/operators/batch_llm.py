@@ -160,7 +160,7 @@ class BatchLLMOperator(BaseOperator):
     ui_color = "#e8e3f7"
 
     linked_batch: str | None = None
-    """Where the batch is, for the link; set once it is submitted."""
+    """The batch that the link leads to; set once it is submitted."""
     _held: HeldBatch | None = None
     _killed: bool = False
 

@@ -50,7 +50,7 @@ class Viewer:
         """Whether they have it on that Dag, or on all Dags where none is named."""
         if dag_id is None:
             return all(self._may(permission, ANY_DAG, team) for team in _teams())
-        return self._may(permission, dag_id, DagModel.get_team_name(dag_id))
+        return self._may(permission, dag_id, _team_of(dag_id))
 
     def check(self, permission: Permission, dag_id: str | None, what: str) -> None:
         """Raises :class:`Refusal` where they may not. ``what`` says of which thing, as a sentence's beginning."""
@@ -63,15 +63,12 @@ class Viewer:
                 f"{permission.method} on {permission.thing} of {dags}. Nothing was done.",
             )
 
-    def dag_ids(self, method: Literal["GET", "PUT"]) -> set[str]:
-        """The Dags that they may read, or change; those that Airflow's own lists show them."""
-        return set(get_auth_manager().get_authorized_dag_ids(user=self._user, method=method))
-
     def visible_dag_ids(self) -> set[str] | None:
-        """The Dags whose batches they see; None for all that there are. Raises :class:`Refusal` where there are none."""
+        """The Dags whose batches they see, which are those that Airflow's own lists of task instances show them; None
+        for all that there are. Raises :class:`Refusal` where there are none."""
         if self.may(SEE, None):
             return None
-        visible = {dag_id for dag_id in self.dag_ids("GET") if self.may(SEE, dag_id)}
+        visible = self._dag_ids(SEE)
         if not visible:
             raise Refusal(
                 403,
@@ -81,10 +78,15 @@ class Viewer:
             )
         return visible
 
-    def may_act_somewhere(self) -> bool:
-        return self.may(ACT, None) or any(self.may(ACT, dag_id) for dag_id in self.dag_ids("PUT"))
+    def may_somewhere(self, permission: Permission) -> bool:
+        return self.may(permission, None) or bool(self._dag_ids(permission))
 
-    def _may(self, permission: Permission, dag_id: str, team: str | None) -> bool:
+    def _dag_ids(self, permission: Permission) -> set[str]:
+        if not self._may(permission, None, None):
+            return set()
+        return set(get_auth_manager().get_authorized_dag_ids(user=self._user, method=permission.method))
+
+    def _may(self, permission: Permission, dag_id: str | None, team: str | None) -> bool:
         allowed: bool = get_auth_manager().is_authorized_dag(
             method=permission.method,
             access_entity=permission.entity,
@@ -94,13 +96,22 @@ class Viewer:
         return allowed
 
 
+def _team_of(dag_id: str) -> str | None:
+    team: str | None = DagModel.get_team_name(dag_id) if _has_teams() else None
+    return team
+
+
 def _teams() -> set[str | None]:
     """What a Dag may belong to: none of Airflow's teams, and each one where Airflow has teams."""
-    if not conf.getboolean("core", "multi_team", fallback=False):
+    if not _has_teams():
         return {None}
     from airflow.models.team import Team
 
     return {None, *Team.get_all_team_names()}
+
+
+def _has_teams() -> bool:
+    return bool(conf.getboolean("core", "multi_team", fallback=False))
 
 
 ViewerDep = Annotated[Viewer, Depends(Viewer)]
