@@ -42,6 +42,8 @@ class OverviewQuery(Strict):
     """Part of an id, key, Dag, task, run, model or target, in whatever case."""
     visible_dag_ids: Annotated[list[Name], Field(max_length=20_000)] | None = None
     """The Dags that the person may see, where that is not all: nothing of any other Dag, nor of none, counts."""
+    visible_deployments: Annotated[list[Name], Field(max_length=10)] | None = None
+    """Under which names the Airflow stands whose Dags those are: nothing of another Airflow counts."""
     batch_ids: Annotated[list[BatchId], Field(max_length=MOST_LINES)] | None = None
     order: Literal["newest", "priority"] = "newest"
     """``priority``: those that have not ended first, as the pool takes them."""
@@ -345,7 +347,7 @@ class WorkerList(BaseModel):
 
 
 class Whoami(BaseModel):
-    """``GET /v1/whoami``: what the caller's token opens."""
+    """``GET /v1/whoami``: what the caller's token opens; behind Airflow, what Airflow lets the user do."""
 
     name: str
     team: str
@@ -353,3 +355,10 @@ class Whoami(BaseModel):
     teams: list[str]
     """All teams, where the token may see them; else its own."""
     version: str
+
+
+class AirflowWhoami(Whoami):
+    """The same call in Airflow. A user there has no team of the service's."""
+
+    connections: list[str]
+    """The connections whose services the pages may ask (``?conn_id=``); the first is asked where none is named."""

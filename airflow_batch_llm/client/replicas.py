@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 REPEATABLE: Final = {"repeatable": True}
 """The extensions of a POST that may be made again."""
+LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+"""httpx's own, for a client that asks for no others."""
 _NEVER_ARRIVED: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _AWAY: Final = frozenset({502, 503, 504})
 """What a service says that cannot use its store, and a proxy in front of one that is not there."""
@@ -33,8 +35,8 @@ def sync_transport(urls: Sequence[str]) -> httpx.BaseTransport | None:
     return _Transport(urls) if len(urls) > 1 else None
 
 
-def async_transport(urls: Sequence[str]) -> httpx.AsyncBaseTransport | None:
-    return _AsyncTransport(urls) if len(urls) > 1 else None
+def async_transport(urls: Sequence[str], *, limits: httpx.Limits = LIMITS) -> httpx.AsyncBaseTransport | None:
+    return _AsyncTransport(urls, limits) if len(urls) > 1 else None
 
 
 class _Addresses:
@@ -93,9 +95,9 @@ class _Transport(httpx.BaseTransport):
 
 
 class _AsyncTransport(httpx.AsyncBaseTransport):
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], limits: httpx.Limits) -> None:
         self._addresses = _Addresses(urls)
-        self._inner = httpx.AsyncHTTPTransport()
+        self._inner = httpx.AsyncHTTPTransport(limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         *others, last = self._addresses.in_turn()

@@ -13,7 +13,7 @@ from airflow_batch_llm.client.async_client import AsyncBatchClient
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.hooks.address import ServiceAddress
-from airflow_batch_llm.hooks.airflow_names import conf
+from airflow_batch_llm.hooks.page_address import DEFAULT_CONNECTION, deployment_name
 from airflow_batch_llm.wire import ModelList
 
 
@@ -27,7 +27,7 @@ class BatchLLMHook(BaseHook):
     """
 
     conn_name_attr = "conn_id"
-    default_conn_name = "batch_llm_default"
+    default_conn_name = DEFAULT_CONNECTION
     conn_type = "batch_llm"
     hook_name = "Batch LLM"
 
@@ -50,8 +50,7 @@ class BatchLLMHook(BaseHook):
 
         Two Airflows that share a service and have the same name would take each other's batches for their own.
         """
-        named = self.connection.extra_dejson.get("deployment")
-        return str(named or conf.get("api", "base_url", fallback=None) or "airflow").rstrip("/")
+        return deployment_name(self.connection.extra_dejson.get("deployment"))
 
     def get_conn(self) -> BatchClient:
         """A new blocking client; the caller closes it."""

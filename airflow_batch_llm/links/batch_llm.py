@@ -6,14 +6,17 @@ from typing import Any
 
 from airflow.sdk import BaseOperatorLink
 
+from airflow_batch_llm.hooks.page_address import batch_page
+
 
 class BatchLLMLink(BaseOperatorLink):
-    """Opens the batch at the service. Works as soon as the batch is submitted, also while the task is deferred."""
+    """Opens the batch's page in Airflow. Works as soon as it is submitted, also while the task is deferred."""
 
     @property
     def name(self) -> str:
         return "Batch"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The URL that the operator found; Airflow asks on the worker, after each time the task ran there."""
-        return getattr(operator, "batch_url", None) or ""
+        """Of the batch that the task has; Airflow asks on the worker, after each time the task ran there."""
+        batch_id = getattr(operator, "linked_batch", None)
+        return batch_page(batch_id, operator.conn_id) if batch_id else ""

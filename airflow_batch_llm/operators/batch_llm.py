@@ -159,8 +159,8 @@ class BatchLLMOperator(BaseOperator):
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
 
-    batch_url: str | None = None
-    """Where the batch is, for the link; set once it is submitted."""
+    linked_batch: str | None = None
+    """The batch that the link leads to; set once it is submitted."""
     _held: HeldBatch | None = None
     _killed: bool = False
 
@@ -317,7 +317,7 @@ class BatchLLMOperator(BaseOperator):
 
         Knows nothing but the event, and asks the service for the rest.
         """
-        self.batch_url = self.hook.address.batch_url(event["batch_id"])
+        self.linked_batch = event["batch_id"]
         if "error" in event:
             raise AirflowException(
                 f"Batch {event['batch_id']} cannot be followed any more: {event['error']} "
@@ -389,7 +389,7 @@ class BatchLLMOperator(BaseOperator):
             batch = opening.batch(found_first=self._finds_first)
         held = self._held = self._hold(batch, names.holder, server)
         self.log.info("Batch %s, submitted under the key %s, is %s", batch.id, names.key, batch.status.value)
-        task_state.leave(context, batch, key=names.key, url=self.batch_url, log=self.log)
+        task_state.leave(context, batch, key=names.key, url=self.hook.address.batch_url(batch.id), log=self.log)
         return batch, held
 
     def _server(self, client: BatchClient, names: TaskBatchNames, context: Context) -> Server:
@@ -421,7 +421,7 @@ class BatchLLMOperator(BaseOperator):
         )
 
     def _seen(self, batch: Batch) -> Batch:
-        self.batch_url = self.hook.address.batch_url(batch.id)
+        self.linked_batch = batch.id
         return batch
 
     def _waited_here(self, batch: Batch, held: HeldBatch, started: datetime, ti: Any) -> Batch:

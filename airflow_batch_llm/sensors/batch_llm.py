@@ -59,7 +59,7 @@ class BatchLLMSensor(BaseSensorOperator):
     operator_extra_links = (BatchLLMLink(),)
     ui_color = "#e8e3f7"
 
-    batch_url: str | None = None
+    linked_batch: str | None = None
     _seen: tuple[int, int] | None = None
     """How many batches of a run had ended, of how many, at the last look."""
 
@@ -196,7 +196,7 @@ class BatchLLMSensor(BaseSensorOperator):
 
     def _link_to(self, batch_id: str | None) -> None:
         if batch_id is not None:
-            self.batch_url = self.hook.address.batch_url(batch_id)
+            self.linked_batch = batch_id
 
     def _ended(self, batches: list[Batch]) -> bool:
         if not batches:

@@ -1,0 +1,117 @@
+"""Who looks at the pages, and what Airflow's own permissions let them see and do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dag import DagModel
+from fastapi import Depends
+
+from airflow_batch_llm.hooks.airflow_names import conf
+from airflow_batch_llm.plugins.refusals import Refusal
+
+LONGEST_NAME: Final = 128
+"""Of a person, as the service keeps it."""
+ANY_DAG: Final = "batch_llm:any-dag"
+"""No Dag has this id. Only who may see every Dag may see it."""
+
+
+@dataclass(frozen=True)
+class Permission:
+    """One of Airflow's permissions on a Dag, and what it is needed for here."""
+
+    method: Literal["GET", "PUT"]
+    entity: DagAccessEntity
+    thing: str
+    purpose: str
+
+
+SEE: Final = Permission("GET", DagAccessEntity.TASK_INSTANCE, "task instances", "see batches")
+READ: Final = Permission("GET", DagAccessEntity.XCOM, "XComs", "read rows and answers of batches")
+ACT: Final = Permission("PUT", DagAccessEntity.TASK_INSTANCE, "task instances", "change batches")
+
+
+class Viewer:
+    """A user of Airflow. Every answer but the name may ask a database: for threads, not for the event loop."""
+
+    def __init__(self, user: GetUserDep) -> None:
+        self._user = user
+
+    @property
+    def name(self) -> str:
+        name = str(self._user.get_name() or self._user.get_id()).strip()
+        return name[:LONGEST_NAME] or "?"
+
+    def may(self, permission: Permission, dag_id: str | None) -> bool:
+        """Whether they have it on that Dag, or on all Dags where none is named."""
+        if dag_id is None:
+            return all(self._may(permission, ANY_DAG, team) for team in _teams())
+        return self._may(permission, dag_id, _team_of(dag_id))
+
+    def check(self, permission: Permission, dag_id: str | None, what: str) -> None:
+        """Raises :class:`Refusal` where they may not. ``what`` says of which thing, as a sentence's beginning."""
+        if not self.may(permission, dag_id):
+            dags = "all Dags, since it comes from no Dag of this Airflow" if dag_id is None else f"the Dag {dag_id}"
+            raise Refusal(
+                403,
+                "forbidden",
+                f"{what}: {self.name} may not {permission.purpose} there. That needs Airflow's permission "
+                f"{permission.method} on {permission.thing} of {dags}. Nothing was done.",
+            )
+
+    def visible_dag_ids(self) -> set[str] | None:
+        """The Dags whose batches they see, which are those that Airflow's own lists of task instances show them; None
+        for all that there are. Raises :class:`Refusal` where there are none."""
+        if self.may(SEE, None):
+            return None
+        visible = self._dag_ids(SEE)
+        if not visible:
+            raise Refusal(
+                403,
+                "forbidden",
+                f"{self.name} may not see the batches of any Dag. That needs Airflow's permission {SEE.method} on "
+                f"{SEE.thing} of a Dag.",
+            )
+        return visible
+
+    def may_somewhere(self, permission: Permission) -> bool:
+        return self.may(permission, None) or bool(self._dag_ids(permission))
+
+    def _dag_ids(self, permission: Permission) -> set[str]:
+        if not self._may(permission, None, None):
+            return set()
+        return set(get_auth_manager().get_authorized_dag_ids(user=self._user, method=permission.method))
+
+    def _may(self, permission: Permission, dag_id: str | None, team: str | None) -> bool:
+        allowed: bool = get_auth_manager().is_authorized_dag(
+            method=permission.method,
+            access_entity=permission.entity,
+            details=DagDetails(id=dag_id, team_name=team),
+            user=self._user,
+        )
+        return allowed
+
+
+def _team_of(dag_id: str) -> str | None:
+    team: str | None = DagModel.get_team_name(dag_id) if _has_teams() else None
+    return team
+
+
+def _teams() -> set[str | None]:
+    """What a Dag may belong to: none of Airflow's teams, and each one where Airflow has teams."""
+    if not _has_teams():
+        return {None}
+    from airflow.models.team import Team
+
+    return {None, *Team.get_all_team_names()}
+
+
+def _has_teams() -> bool:
+    return bool(conf.getboolean("core", "multi_team", fallback=False))
+
+
+ViewerDep = Annotated[Viewer, Depends(Viewer)]
