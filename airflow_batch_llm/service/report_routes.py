@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Annotated, Final
 
-import anyio
 import anyio.to_thread
+from anyio import sleep
 from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 
@@ -54,4 +54,4 @@ async def _next_turn(changes: Changes, watch: Watch, wait: float) -> None:
     soonest = time.monotonic() + min(wait, LEAST_SECONDS)
     await changes.wait(watch, wait)
     if not changes.over:
-        await anyio.sleep(max(0.0, soonest - time.monotonic()))
+        await sleep(max(0.0, soonest - time.monotonic()))

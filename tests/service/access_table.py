@@ -100,6 +100,7 @@ CALLS = [
     Call("POST", "/v1/batches/{batch_id}/resume", SUBMIT, "409 batch_ending", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/results", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/events", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/report", READ, "200", NO_BATCH),
     Call("POST", "/v1/batches/watch", READ, "200", "200", _watch),
     Call("GET", "/v1/files", READ, "200", "200"),
     Call("POST", "/v1/files", SUBMIT, "200", "200", _upload),

@@ -25,7 +25,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
+from airflow_batch_llm.service import (
+    batch_routes,
+    event_routes,
+    extension_routes,
+    file_routes,
+    report_routes,
+    worker_routes,
+)
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 from tests.service.requests import create, file_of, line, openai_client
@@ -35,7 +42,7 @@ schemathesis.serializer.alias("application/zstd", "application/octet-stream")
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 WHOLE = bool(os.environ.get("WHOLE"))
-ROUTES = (batch_routes, event_routes, extension_routes, file_routes, worker_routes)
+ROUTES = (batch_routes, event_routes, extension_routes, file_routes, report_routes, worker_routes)
 CALLS = sorted(
     (method, route.path)
     for module in ROUTES
@@ -111,6 +118,8 @@ def test_every_answer_is_as_described(
             case = pointed(case, there)
         if isinstance(case.body, dict) and isinstance(case.body.get("wait"), (int, float)):
             case.body["wait"] = min(case.body["wait"], 0.01)  # a wait is no answer
+        if case.query and isinstance(case.query.get("wait"), (int, float)):
+            case.query["wait"] = min(case.query["wait"], 0.01)
         case.call_and_validate(headers=headers, checks=CHECKS)
 
     answers()
