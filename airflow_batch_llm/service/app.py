@@ -19,6 +19,7 @@ from airflow_batch_llm.service import (
     event_routes,
     extension_routes,
     file_routes,
+    overview_routes,
     report_routes,
     worker_routes,
 )
@@ -54,7 +55,7 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
-    extensions = [extension_routes, event_routes, report_routes] if state.settings.extensions else []
+    extensions = [extension_routes, event_routes, overview_routes, report_routes] if state.settings.extensions else []
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)

@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import Reader, State
 from airflow_batch_llm.service.changes import Changes, Watch
-from airflow_batch_llm.service.hanging_up import while_connected
+from airflow_batch_llm.service.connected import while_connected
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import as_batches
 from airflow_batch_llm.service.state import ServiceState

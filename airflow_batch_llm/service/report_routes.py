@@ -6,7 +6,7 @@ It is no look at the batch: a person who reads it keeps no batch going that nobo
 from __future__ import annotations
 
 import time
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import anyio.to_thread
 from anyio import sleep
@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from airflow_batch_llm.page_wire import BatchReport, WaitSeconds
 from airflow_batch_llm.service.access import Reader, State
 from airflow_batch_llm.service.changes import Changes, Watch
+from airflow_batch_llm.service.connected import while_connected
 from airflow_batch_llm.service.event_routes import ExistingBatch, WatchedChanges
-from airflow_batch_llm.service.hanging_up import while_connected
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.reporting import batch_report, batch_version_in
 from airflow_batch_llm.wire import Version
@@ -45,13 +45,14 @@ async def report_on_batch(
     """
     if version is not None and wait:
         watch = Watch(team, {batch_id: batch_version_in(version)})
-        if not await while_connected(request, _next_turn(changes, watch, wait)):
+        if await while_connected(request, _next_turn(changes, watch, wait)) is None:
             raise ClientDisconnect
     return await anyio.to_thread.run_sync(lambda: batch_report(state, changes.batches, team, batch_id, seen=version))
 
 
-async def _next_turn(changes: Changes, watch: Watch, wait: float) -> None:
+async def _next_turn(changes: Changes, watch: Watch, wait: float) -> Literal[True]:
     soonest = time.monotonic() + min(wait, LEAST_SECONDS)
     await changes.wait(watch, wait)
     if not changes.over:
         await sleep(max(0.0, soonest - time.monotonic()))
+    return True

@@ -20,11 +20,13 @@ from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.overview import Overviews
 from airflow_batch_llm.store.pauses import Pauses
 from airflow_batch_llm.store.stories import Stories
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.watching import Watching
+from airflow_batch_llm.store.worker_load import WorkerLoad
 from airflow_batch_llm.store.workers import Workers
 
 LEAST_CHARACTERS: Final = 20
@@ -50,6 +52,8 @@ class ServiceState:
     chunks: Chunks
     duties: Duties
     workers: Workers
+    worker_load: WorkerLoad
+    overviews: Overviews
     index_files: IndexFiles
 
     @classmethod
@@ -74,6 +78,8 @@ class ServiceState:
             chunks=Chunks(database),
             duties=Duties(database),
             workers=Workers(database),
+            worker_load=WorkerLoad(database),
+            overviews=Overviews(database),
             index_files=IndexFiles(database),
         )
         state._ensure_token()

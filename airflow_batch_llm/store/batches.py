@@ -38,6 +38,9 @@ from airflow_batch_llm.wire import window_seconds
 RATE_SECONDS: Final = 60.0
 """Over how long the rate of a batch is taken: long enough to smooth the flushes of parts."""
 
+ORIGIN: Final = ("deployment", "dag_id", "task_id", "run_id", "map_index")
+"""Where in Airflow a batch comes from; all of them or none."""
+
 _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
     {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
 )
@@ -45,6 +48,7 @@ _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchSt
 _REPEATED: Final = (
     *("key", "series", "group", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
     *("completion_window", "output_seconds", "metadata", "priority", "fair_group", "reuse"),
+    *ORIGIN,
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
@@ -79,6 +83,11 @@ class NewBatch:
     dry_run: bool = False
     canary_rows: int | None = None
     pause_unwatched_after: int | None = None
+    deployment: str | None = None
+    dag_id: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    map_index: int | None = None
     """In seconds: it is paused when nobody has watched it for so long."""
     on_changed: str = "fail"
     """What is done about a batch of other content under the key: see :meth:`Batches.submit`."""

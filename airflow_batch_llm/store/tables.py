@@ -71,6 +71,9 @@ files: Final = Table(
     Index(None, "dropped_at", "expires_at"),
 )
 
+_OVERVIEW: Final = ("status", "paused", "dag_id", "model", "priority", "raised", "expires_at")
+"""What batches are filtered, counted and ordered by: with it in the index, that reads none of their records."""
+
 batches: Final = Table(
     "batches",
     metadata,
@@ -133,13 +136,19 @@ batches: Final = Table(
     Column("engine_identity", String(128)),
     Column("rows_duplicate", BigInteger, nullable=False, server_default="0"),
     Column("rows_reused", BigInteger, nullable=False, server_default="0"),
+    Column("deployment", String(512)),
+    Column("dag_id", String(512)),
+    Column("task_id", String(512)),
+    Column("run_id", String(512)),
+    Column("map_index", Integer),
     Column("staged_dropped_at", Double),
     Column("bytes_dropped_at", Double),
     UniqueConstraint("team", "key", "generation"),
-    Index(None, "team", "created_at"),
     Index(None, "team", "series"),
     Index(None, "team", "fair_group", "status"),
     Index(None, "team", "group", "created_at"),
+    Index(None, "team", "run_id", "dag_id"),
+    Index("ix_batches_overview", "team", "created_at", "id", *_OVERVIEW),
     Index(None, "status"),
     Index(None, "staged_dropped_at"),
     Index(None, "bytes_dropped_at"),
@@ -228,6 +237,7 @@ parts: Final = Table(
         *("batch_id", "committed_at", "rows", "rows_failed", "prompt_tokens", "completion_tokens"),
     ),
     Index(None, "batch_id", "place"),
+    Index(None, "committed_at"),
 )
 
 acts: Final = Table(

@@ -30,7 +30,12 @@ class Access:
     all_teams: bool = False
     """Whether a worker that holds it does the chunks of all teams."""
     name: str = ""
-    """What the token is called, which stands for who acts with it and does not say who that is."""
+    """What the token is known by, which stands for who acts with it and does not say who that is."""
+
+    @property
+    def sees_all_teams(self) -> bool:
+        """Whether it may look at, and do, what is any team's, one at a time."""
+        return self.all_teams and Scope.ADMIN in self.scopes
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

@@ -301,11 +301,11 @@ def test_who_asks_again_and_again_about_a_batch_that_always_changes_is_held_back
 def test_a_wait_ends_when_the_client_hangs_up(
     service: RunningService, events: Events, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
-    ended: list[bool] = []
+    ended: list[bool | None] = []
     sleeps: list[float] = []
     waiting = report_routes.while_connected
 
-    async def noted(*arguments: Any) -> bool:
+    async def noted(*arguments: Any) -> bool | None:
         ended.append(await waiting(*arguments))
         return ended[-1]
 
@@ -325,7 +325,7 @@ def test_a_wait_ends_when_the_client_hangs_up(
         connection.sendall(request.encode())
         eventually(lambda: sleeps if held else events.changes.waiting == 1)
         assert ended == []
-    eventually(lambda: ended == [False], seconds=SOON)
+    eventually(lambda: ended == [None], seconds=SOON)
     assert (events.changes.waiting, len(sleeps)) == (0, int(held))
 
 
