@@ -110,6 +110,7 @@ CALLS = [
     Call("GET", "/v1/batches/{batch_id}/answers", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/download", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/events", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/report", READ, "200", NO_BATCH),
     Call("POST", "/v1/batches/watch", READ, "200", "200", _watch),
     Call("POST", "/v1/batches/overview", READ, "200", "200", _overview),
     Call("GET", "/v1/files", READ, "200", "200"),
