@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pool import free_port
 
+from airflow_batch_llm.service import target_writers
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
 from airflow_batch_llm.storage.s3_upload import upload
@@ -21,10 +22,11 @@ from tests.service.answering import AnsweringWorker
 from tests.service.counted_reads import CountedReads
 from tests.service.looking import rows, submit
 
-ROWS = 20_000
+ROWS = 5_000
+"""Of a kilobyte each, that hardly compress: source, chunks, staged rows and target have some three megabytes each."""
 PARTS = 50
-MOST = 6_000_000
-"""Bytes of a page: about a chunk and the half of a row group, with what a reader of S3 takes at once."""
+MOST = 3_500_000
+"""Bytes of a page: a chunk, some row groups of half a megabyte, and what a reader of S3 takes at once beyond them."""
 
 Taken = Callable[[], int]
 
@@ -60,23 +62,26 @@ def counted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Ru
 
 
 def _write(path: Path) -> None:
-    """Rows of a kilobyte that hardly compress, in the order in which they are asked."""
+    """In the order in which they are asked."""
     noise = random.Random(1)
     texts = [f"{number:06} {noise.randbytes(500).hex()}" for number in range(ROWS)]
-    pq.write_table(pa.table({"text": texts, "n": range(ROWS)}), path, row_group_size=2_000)
+    pq.write_table(pa.table({"text": texts, "n": range(ROWS)}), path, row_group_size=500)
 
 
-def test_a_page_of_rows_reads_a_few_of_a_batchs_bytes(counted: tuple[RunningService, str, Taken]) -> None:
+def test_a_page_of_rows_reads_a_few_of_a_batchs_bytes(
+    counted: tuple[RunningService, str, Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_writers, "GROUP_BYTES", 1 << 19)  # so that there are several without gigabytes
     service, place, taken = counted
     batch = submit(service, source=f"{place}s.parquet", target=f"{place}t.parquet")
-    assert AnsweringWorker(service, part_rows=400).work() == ROWS
+    assert AnsweringWorker(service, part_rows=100).work() == ROWS
     assert len(service.state.chunks.part_keys(batch.id, offset=0, limit=1_000)) >= PARTS
     taken()
-    for after in (None, "part-25.100", "part-49.380"):
+    for after in (None, "part-25.50", "part-49.80"):
         assert _page(service, batch, taken, after) < MOST
     assert service.assemble()
-    for after in (None, "line-9999.0", "line-19980.0"):
-        assert _page(service, batch, taken, after) < MOST
+    for after in (None, "line-2499.0", "line-4980.0"):
+        assert _page(service, batch, taken, after) < MOST // 2
 
 
 def _page(service: RunningService, batch: Batch, taken: Taken, after: str | None) -> int:

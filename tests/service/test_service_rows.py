@@ -115,7 +115,7 @@ def test_rows_that_failed_before_anything_ran_are_found_too(service: RunningServ
     (failed,) = rows(service, batch, status="failed")["data"]
     assert (failed["row"], failed["input"], failed["prompt"]) == (1, None, None)
     assert failed["error"].startswith("invalid_json_line: Line 2 holds")
-    assert failed["missing"]
+    assert failed["missing"] == "It was not asked, since its line of the source could not be read as a row."
 
 
 def test_a_filter_gives_up_after_so_many_rows_and_the_next_page_goes_on_there(service: RunningService) -> None:
