@@ -291,6 +291,28 @@ def test_a_service_that_is_away_is_said_to_be_and_the_page_recovers_by_itself(
 # Where the pages are.
 
 
+def test_the_pages_work_below_the_path_of_a_proxy(
+    looks: Looks, page_service: RunningService, below_a_path: str
+) -> None:
+    batch = submitted(page_service, "posts", 30)
+    page = looks.person().new_page()
+    page.goto(f"{below_a_path}/")
+    page.get_by_label("Token").fill(page_service.token)
+    page.keyboard.press("Enter")
+    expect(row_of(page, batch.id)).to_be_visible()
+    assert [cookie["path"] for cookie in page.context.cookies()] == ["/llm/ui"]
+    page.get_by_role("link", name=batch.id[:14]).click()
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name=batch.id)).to_be_visible()
+    assert page.url.startswith(f"{below_a_path}/ui/?")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    assert page.context.cookies() == []
+
+
 def test_the_pages_of_another_site_get_no_cookie_with_them(looks: Looks, page_service: RunningService) -> None:
     looks.expect("ERR_FAILED", "CORS", "Failed to load resource", "40[13]")
     batch = submitted(page_service, "posts", 30)
