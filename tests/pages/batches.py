@@ -12,6 +12,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.service import app
@@ -162,6 +164,21 @@ class Restartable:
 
     def stop(self) -> None:
         self._held.close()
+
+
+class Below:
+    """What a proxy does that serves something below a path: it takes the path away, and says nothing of it."""
+
+    def __init__(self, path: str, served: ASGIApp) -> None:
+        self._path, self._served = path, served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if not scope["path"].startswith(f"{self._path}/"):
+                await Response(status_code=404)(scope, receive, send)
+                return
+            scope = {**scope, "path": scope["path"].removeprefix(self._path)}
+        await self._served(scope, receive, send)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 from playwright.sync_api import Browser, Page
 from pool import free_port
 
+from airflow_batch_llm.service.app import create_app
+from airflow_batch_llm.service.listening import address, bound
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import TOKEN_VARIABLE, ServiceSettings
-from tests.conftest import RunningService
-from tests.pages.batches import EveryState, Restartable, every_state, served
+from tests.conftest import RunningService, eventually
+from tests.pages.batches import Below, EveryState, Restartable, every_state, served
 from tests.pages.chromium import MISSING, chromium
 from tests.pages.looking import SCHEMES, Looks, running_browser
 
@@ -67,6 +71,22 @@ def page_service(tmp_path: Path) -> Iterator[RunningService]:
     """An empty service of the test's own."""
     with served(opened_state(tmp_path)) as service:
         yield service
+
+
+@pytest.fixture
+def below_a_path(page_service: RunningService) -> Iterator[str]:
+    """The service's address at a proxy that serves it below a path."""
+    made = create_app(page_service.state)
+    config = uvicorn.Config(Below("/llm", made), lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with bound("127.0.0.1", 0) as sockets:
+        thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
+        thread.start()
+        eventually(lambda: server.started, what="the proxy listens")
+        yield f"{address(sockets)}/llm"
+        made.state.changes.close()
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
