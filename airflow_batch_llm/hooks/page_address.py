@@ -35,5 +35,5 @@ def deployment_name(named: str | None) -> str:
 
 
 def own_deployments(named: str | None) -> list[str]:
-    """The names that batches of this Airflow may have; those of common.ai's tasks know nothing of a connection's extra."""
+    """The names that batches of this Airflow may have: those of common.ai's tasks know of no connection's extra."""
     return sorted({fitted(deployment_name(named)), *([fitted(base_url())] if base_url() else [])})

@@ -18,7 +18,7 @@ from airflow_batch_llm.plugins import batch_calls, team_calls
 from airflow_batch_llm.plugins.own_page import only_from_own_page
 from airflow_batch_llm.plugins.refusals import Refusal, add_refusal_handlers
 from airflow_batch_llm.plugins.service_calls import ServiceCalls
-from airflow_batch_llm.plugins.viewer import Viewer
+from airflow_batch_llm.plugins.viewer import viewer
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -39,7 +39,7 @@ def create_app() -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(Viewer), Depends(only_from_own_page)],
+        dependencies=[Depends(viewer), Depends(only_from_own_page)],
     )
     app.state.calls = ServiceCalls()
     app.state.files = page_files()
