@@ -52,7 +52,7 @@ def look(state: ServiceState, access: Access, asked: OverviewQuery) -> Look:
     """One page, and what is around it, in a number of queries that does not hang on how many batches there are."""
     started = time.monotonic()
     page = state.overviews.page(access.team, asked)
-    dag_ids, models = state.overviews.choices(access.team).among(asked.visible_dag_ids)
+    dag_ids, models = state.overviews.choices(access.team).among(asked)
     running = [record["id"] for record in page.records if record["status"] == BatchStatus.IN_PROGRESS]
     rates, served = state.batches.rates(running), state.workers.served(access.team)
     wanted = page.statuses if asked.status is None else set(asked.status) & set(page.statuses)

@@ -1,7 +1,7 @@
 """Pages of a team's batches, filtered, counted and ordered from one index, however many there are.
 
-Only the records of the page itself are read, unless somebody searches or asks for one task: ``ix_batches_overview`` has
-all that the other filters, the counts and the orders need.
+Only the records of the page itself are read, unless somebody searches or asks for one task or model:
+``ix_batches_overview`` has all that the other filters, the counts and the orders need.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,16 +73,21 @@ class Page:
 
 @dataclass(frozen=True)
 class Choices:
-    """The Dags and models that a team's batches have, as the pairs that occur."""
+    """The Dags and models that a team's batches have, with the Airflow of each Dag, as they occur together."""
 
-    pairs: tuple[tuple[str | None, str | None], ...]
+    found: tuple[tuple[str | None, str | None, str | None], ...]
 
-    def among(self, visible_dag_ids: Collection[str] | None) -> tuple[list[str], list[str]]:
-        """The Dags and the models, of batches of the visible Dags alone where those are given."""
-        visible = None if visible_dag_ids is None else set(visible_dag_ids)
-        pairs = [pair for pair in self.pairs if visible is None or pair[0] in visible]
-        return sorted({dag for dag, _ in pairs if dag is not None}), sorted(
-            {model for _, model in pairs if model is not None}
+    def among(self, asked: OverviewQuery) -> tuple[list[str], list[str]]:
+        """The Dags and the models, of batches of the visible Dags and Airflows alone where those are given."""
+        dags, airflows = asked.visible_dag_ids, asked.visible_deployments
+        visible, own = set(dags or ()), set(airflows or ())
+        found = [
+            (dag, model)
+            for deployment, dag, model in self.found
+            if (dags is None or dag in visible) and (airflows is None or deployment in own)
+        ]
+        return sorted({dag for dag, _ in found if dag is not None}), sorted(
+            {model for _, model in found if model is not None}
         )
 
 
@@ -117,7 +122,7 @@ class Overviews:
         started = time.monotonic()
         if kept is not None and started < until:
             return kept
-        query = select(batches.c.dag_id, batches.c.model).where(batches.c.team == team).distinct()
+        query = select(batches.c.deployment, batches.c.dag_id, batches.c.model).where(batches.c.team == team).distinct()
         with self._database.reading() as connection:
             found = Choices(tuple(connection.execute(query).tuples().all()))
         took = time.monotonic() - started
@@ -149,7 +154,7 @@ def _fitting(team: str, asked: OverviewQuery, *, postgres: bool) -> Iterator[Col
     yield batches.c.team == team
     if asked.visible_dag_ids is not None:
         yield batches.c.dag_id.in_(_values(asked.visible_dag_ids, postgres=postgres))
-    named = {"models": "model", "dag_ids": "dag_id", "batch_ids": "id"}
+    named = {"models": "model", "dag_ids": "dag_id", "batch_ids": "id", "visible_deployments": "deployment"}
     for several, column in named.items():
         if (values := getattr(asked, several)) is not None:
             yield batches.c[column].in_(values)

@@ -71,8 +71,9 @@ files: Final = Table(
     Index(None, "dropped_at", "expires_at"),
 )
 
-_OVERVIEW: Final = ("status", "paused", "dag_id", "model", "priority", "raised", "expires_at")
-"""What batches are filtered, counted and ordered by: with it in the index, that reads none of their records."""
+_OVERVIEW: Final = ("status", "paused", "dag_id", "priority", "raised", "expires_at")
+"""What batches are mostly filtered, counted and ordered by: with it in the index, that reads none of their records. A
+model's name does not fit as well: Postgres takes 2,704 bytes in an index, and names are up to 512 characters."""
 
 batches: Final = Table(
     "batches",

@@ -1,4 +1,4 @@
-"""Rows to look at: input, prompt and output side by side, without reading through a table."""
+"""Rows to look at: input, prompt and output side by side, from wherever they can be had without reading a table."""
 
 from __future__ import annotations
 

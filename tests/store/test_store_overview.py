@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -151,8 +152,30 @@ def test_with_visible_dags_nothing_of_another_dag_or_of_none_is_shown_or_counted
         assert [record["id"] for record in found.records] == seen
         assert found.statuses == ({"completed": 1} if visible else {})
     assert page(overviews, visible_dag_ids=visible, dag_ids=["e"]) == []
-    assert overviews.choices(TEAM).among(visible) == ((["d"], ["small"]) if visible else ([], []))
-    assert overviews.choices(TEAM).among(None) == (["d", "e"], ["plain", "secret", "small"])
+    assert overviews.choices(TEAM).among(OverviewQuery(visible_dag_ids=visible)) == (
+        (["d"], ["small"]) if visible else ([], [])
+    )
+    assert overviews.choices(TEAM).among(OverviewQuery()) == (["d", "e"], ["plain", "secret", "small"])
+
+
+def test_with_visible_deployments_nothing_of_another_airflow_is_shown_or_counted(
+    store: Store, overviews: Overviews
+) -> None:
+    made(store, "own", model="small", **origin("d"))
+    made(store, "foreign", model="secret", **{**origin("d"), "deployment": "another"})
+    asked = OverviewQuery(visible_dag_ids=["d"], visible_deployments=[origin("d")["deployment"]])
+    found = overviews.page(TEAM, asked)
+    assert [record["id"] for record in found.records] == ["own"]
+    assert found.statuses == {"completed": 1}
+    assert overviews.choices(TEAM).among(asked) == (["d"], ["small"])
+
+
+def test_the_longest_names_that_may_be_given_fit_into_the_index(store: Store, overviews: Overviews) -> None:
+    """Of letters that take four bytes each, and by chance, so that Postgres cannot store them smaller."""
+    drawn = random.Random(7)
+    model, dag_id = ("".join(chr(drawn.randrange(0x20000, 0x2A6DF)) for _ in range(length)) for length in (512, 250))
+    made(store, "long", model=model, **origin(dag_id, task_id=dag_id, run_id=dag_id))
+    assert page(overviews, dag_ids=[dag_id], models=[model]) == ["long"]
 
 
 def test_teams_are_those_that_have_a_batch(store: Store, overviews: Overviews) -> None:
@@ -177,7 +200,7 @@ def statements(store: Store) -> Iterator[list[tuple[str, Any]]]:
 
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"status": ["failed"], "models": ["m"]}, {"visible_dag_ids": ["d"]}, {"order": "priority"}, {"offset": 9}],
+    [{}, {"status": ["failed"], "dag_ids": ["d3"]}, {"visible_dag_ids": ["d"]}, {"order": "priority"}, {"offset": 9}],
     ids=str,
 )
 def test_a_page_reads_no_record_but_its_own(store: Store, overviews: Overviews, asked: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def upgrade() -> None:
         op.add_column("batches", sa.Column(name, sa.String(512), nullable=True))
     op.add_column("batches", sa.Column("map_index", sa.Integer(), nullable=True))
     op.create_index("ix_batches_team_run_id_dag_id", "batches", ["team", "run_id", "dag_id"])
-    shown = ("status", "paused", "dag_id", "model", "priority", "raised", "expires_at")
+    shown = ("status", "paused", "dag_id", "priority", "raised", "expires_at")
     op.create_index("ix_batches_overview", "batches", ["team", "created_at", "id", *shown])
     op.drop_index("ix_batches_team_created_at", "batches")  # the one above begins with it
     op.create_index("ix_parts_committed_at", "parts", ["committed_at"])
