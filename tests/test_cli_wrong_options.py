@@ -134,6 +134,20 @@ def test_right_options_start_what_they_name(batch_llm: CommandLine, started: lis
     assert (tmp_path / "workers" / "gpu 1 (ü)").is_dir()
 
 
+def test_up_hands_its_prices_on_to_its_service(batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    both: list[Embedded] = []
+    served: list[ServiceSettings] = []
+    monkeypatch.setattr(Embedded, "run", lambda self: both.append(self))
+    monkeypatch.setattr(app, "serve", served.append)
+    prices = ["--gpu-hour-price", "2.5", "--api-input-price", "0.1", "--api-output-price", "0", "--currency", "€"]
+    assert batch_llm("up", "--model", "m", "--vllm", "true", *prices).returncode == 0
+    assert batch_llm("serve", *both[0]._serve_arguments()).returncode == 0
+    (settings,) = served
+    assert (settings.gpu_hour_price, settings.api_input_price, settings.api_output_price) == (2.5, 0.1, 0.0)
+    assert settings.currency == "€"
+    assert ServiceSettings.from_json(settings.to_json()) == settings
+
+
 @pytest.mark.parametrize("token", ["tökén-0123456789-0123456789", f"{TOKEN}\nX: y", "\x7f" * 30], ids=ascii)
 @pytest.mark.parametrize("arguments", [["list"], SUBMIT, WORK, ["watch", "batch_x"]], ids=lambda value: value[0])
 def test_a_token_that_no_header_can_carry_is_refused(batch_llm: CommandLine, arguments: list[str], token: str) -> None:

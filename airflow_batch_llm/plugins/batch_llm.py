@@ -52,6 +52,6 @@ class BatchLLMPlugin(AirflowPlugin):
     fastapi_apps = [{"name": "LLM batches", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012 (the same)
     react_apps = [  # noqa: RUF012 (the same)
         _react_app("LLM batches", "nav", ROUTE, nav_top_level=True),
-        _react_app("LLM batches of the run", "dag_run", RUN_ROUTE),
+        _react_app("LLM batches", "dag_run", RUN_ROUTE),
         _react_app("LLM batch", "task_instance", TASK_ROUTE, applies_to={"operator_name": SHOWN_OF}),
     ]

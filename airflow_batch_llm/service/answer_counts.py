@@ -44,10 +44,14 @@ def counted_answers(state: ServiceState, record: Mapping[str, Any]) -> Answers:
         return Answers(rows_looked_at=looked_at, rows_done=record["rows_done"])
     return Answers(
         field=judge.counted,
-        counts=[AnswerCount(answer=answer, rows=rows) for answer, rows in counts.most_common(MOST_ANSWERS)],
+        counts=[AnswerCount(answer=answer, rows=rows) for answer, rows in _commonest(counts)],
         rows_looked_at=looked_at,
         rows_done=record["rows_done"],
     )
+
+
+def _commonest(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:MOST_ANSWERS]
 
 
 def _rows(state: ServiceState, record: Mapping[str, Any]) -> Iterator[ResultRow]:

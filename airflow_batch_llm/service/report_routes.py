@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Annotated, Final, Literal
 
-import anyio
 import anyio.to_thread
+from anyio import sleep
 from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 
@@ -45,7 +45,7 @@ async def report_on_batch(
     """
     if version is not None and wait:
         watch = Watch(team, {batch_id: batch_version_in(version)})
-        if not await while_connected(request, _next_turn(changes, watch, wait)):
+        if await while_connected(request, _next_turn(changes, watch, wait)) is None:
             raise ClientDisconnect
     return await anyio.to_thread.run_sync(lambda: batch_report(state, changes.batches, team, batch_id, seen=version))
 
@@ -54,5 +54,5 @@ async def _next_turn(changes: Changes, watch: Watch, wait: float) -> Literal[Tru
     soonest = time.monotonic() + min(wait, LEAST_SECONDS)
     await changes.wait(watch, wait)
     if not changes.over:
-        await anyio.sleep(max(0.0, soonest - time.monotonic()))
+        await sleep(max(0.0, soonest - time.monotonic()))
     return True

@@ -22,6 +22,7 @@ from airflow_batch_llm.service.row_prompts import Prompts, shown_messages
 from airflow_batch_llm.service.row_walk import Patience, walk, wants_failed
 from airflow_batch_llm.service.short_values import Shortener
 from airflow_batch_llm.service.shown_outcomes import Outcome, TableOutcomes, outcomes_of
+from airflow_batch_llm.service.sources import UNREADABLE
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.service.target_results import ColumnChoice
 from airflow_batch_llm.wire import DatasetSpec, ResultRow
@@ -155,23 +156,40 @@ def _page(
 
 
 def _add_inputs(state: ServiceState, record: Mapping[str, Any], found: Sequence[_Found], *, read: bool) -> None:
-    """Looks up inputs and prompts; ``read``, rows that come from the target have their columns already."""
+    """Looks up inputs and prompts; ``read``, rows that come from the target have their columns already.
+
+    What the target says of an input is shown where no place has it better.
+    """
     spec = DatasetSpec.model_validate(record["dataset"])
     prompts = Prompts.of(spec, record["endpoint"])
     inputs = RowInputs(state, record, spec, prompts.used, TableOutcomes.of(spec, record["endpoint"]).names)
     _add_asked(AskedLines(state, record), found)
+    readable = [one for one in found if not _is_unreadable(one)]
     by_number: dict[int, list[_Found]] = defaultdict(list)
-    for one in found:
+    for one in readable:
         by_number[one.row.row].append(one)
-        if read and one.cursor.startswith("line-"):
-            _take(one, inputs.of_target_row(one.row.row, one.row.columns or {}), prompts)
-    left = [one.row.row for one in found if not one.whole]
-    for known in inputs.found(left) if left else ():
-        for one in by_number[known.row]:
-            _take(one, known, prompts)
-    for one in found:
+    known = {
+        one.row.row: inputs.of_target_row(one.row.row, one.row.columns or {})
+        for one in readable
+        if read and one.cursor.startswith("line-")
+    }
+    left = [row for row in by_number if row not in known or not known[row].whole]
+    for better in inputs.found(left) if left else ():
+        for one in by_number[better.row]:
+            _take(one, better, prompts)
+    for one in readable:
+        if one.input is None and one.row.row in known:
+            _take(one, known[one.row.row], prompts)
         if not one.whole:
             one.missing.append(inputs.missing)
+
+
+def _is_unreadable(one: _Found) -> bool:
+    """Whether it is a row without values, which was not asked; if so that is noted."""
+    unreadable = (one.outcome.error or "").partition(":")[0] in UNREADABLE
+    if unreadable:
+        one.missing.append("It was not asked, since its line of the source could not be read as a row.")
+    return unreadable
 
 
 def _take(one: _Found, known: RowInput, prompts: Prompts) -> None:

@@ -31,6 +31,9 @@ ROWS: Final = 8_192
 LINE: Final = "\0line"
 """The staged column of a JSONL source: the line as it was, so that a JSONL target can repeat it to the letter."""
 
+UNREADABLE: Final = frozenset({"ragged_line", "invalid_utf8", "invalid_json_line", "column_clash"})
+"""The codes of the faults of rows that have no values; those of others come from what a template makes of them."""
+
 csv.field_size_limit(ROW_BYTES)
 
 _T = TypeVar("_T")

@@ -110,6 +110,7 @@ CALLS = [
     Call("GET", "/v1/batches/{batch_id}/answers", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/download", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/events", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/report", READ, "200", NO_BATCH),
     Call("POST", "/v1/batches/watch", READ, "200", "200", _watch),
     Call("POST", "/v1/batches/overview", READ, "200", "200", _overview),
     Call("GET", "/v1/files", READ, "200", "200"),
@@ -130,7 +131,15 @@ CALLS = [
 ]
 """``other`` is 200 where a call is about no thing: then what it shows must be the caller's own."""
 
-WHO = ("no token", "a wrong token", "a revoked token", "without the scope", "another team", "its owner")
+WHO = (
+    "no token",
+    "a wrong token",
+    "a revoked token",
+    "without the scope",
+    "another team",
+    "another team, ?team=",
+    "its owner",
+)
 
 
 @dataclass(frozen=True)
@@ -153,19 +162,22 @@ def ask(service: RunningService, call: Call) -> Asked:
     tokens = dict(
         zip(
             WHO,
-            (None, "bl-wrong", revoked_token(service, RED), token_of(service, RED, *lacking), other, owner),
+            (None, "bl-wrong", revoked_token(service, RED), token_of(service, RED, *lacking), other, other, owner),
             strict=True,
         )
     )
     with httpx.Client(base_url=service.url) as http:
         about_nothing = call.make(http, NOTHING, other)
-        heard = {who: call.make(http, things, token) for who, token in tokens.items()}
+        heard = {
+            who: call.make(http, things, token, team=RED if who.endswith("?team=") else None)
+            for who, token in tokens.items()
+        }
     return Asked(things, heard, about_nothing)
 
 
 def expected(call: Call) -> list[str]:
     refused = "401 invalid_api_key"
-    return [refused, refused, refused, "403 insufficient_scope", call.other, call.own]
+    return [refused, refused, refused, "403 insufficient_scope", call.other, "403 team_not_allowed", call.own]
 
 
 def heard_as(response: httpx.Response) -> str:
