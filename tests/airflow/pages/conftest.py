@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from tests.airflow.pages.service_double import DEPLOYMENT, TOKEN, ServiceDouble,
 
 PAGE = {"X-Batch-LLM-Page": "1", "Content-Type": "application/json", "Sec-Fetch-Site": "same-origin"}
 """What our own page sends with every call."""
+TLS = ssl.create_default_context()
+"""Made once: it takes longer than a call."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Pages:
     def as_(self, user: str | None, role: str = "viewer", **headers: str) -> httpx.Client:
         """A browser of that user on our page; of nobody, where no user is named."""
         cookies = {"_token": _token(user, role)} if user else {}
-        return httpx.Client(base_url=f"{self.url}{PREFIX}", headers={**PAGE, **headers}, cookies=cookies, timeout=30)
+        return httpx.Client(base_url=f"{self.url}{PREFIX}", headers={**PAGE, **headers}, cookies=cookies, timeout=30, verify=TLS)
 
 
 def _token(user: str, role: str) -> str:
@@ -55,30 +58,41 @@ def airflow_database() -> None:
             session.merge(DagModel(dag_id=dag_id, bundle_name="dags"))
 
 
+@pytest.fixture(scope="session")
+def mounted(airflow_database: None) -> Iterator[str]:
+    host = FastAPI()
+    host.mount(PREFIX, LazyApp())
+    with listening(host) as url:
+        yield url
+
+
 @pytest.fixture
 def auth_manager() -> str:
     return "tests.airflow.pages.airflow_users.PerDagAuthManager"
 
 
 @pytest.fixture
-def pages(airflow_database: None, auth_manager: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
+def pages(mounted: str, auth_manager: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", auth_manager)
-    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "a secret of these tests that is long enough for a signature")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "a secret of these tests, long enough for their signatures " * 2)
     purge_cached_app()
     init_auth_manager()
-    host = FastAPI()
-    host.mount(PREFIX, LazyApp())
-    with listening(host) as url:
-        yield Pages(url)
+    yield Pages(mounted)
     purge_cached_app()
+
+
+@pytest.fixture(scope="session")
+def double_server() -> Iterator[ServiceDouble]:
+    with running_double() as running:
+        yield running
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceDouble]:
+def double(double_server: ServiceDouble, monkeypatch: pytest.MonkeyPatch) -> ServiceDouble:
     """What the connection ``batch_llm_default`` names."""
-    with running_double() as running:
-        connect(monkeypatch, running.url)
-        yield running
+    double_server.forget()
+    connect(monkeypatch, double_server.url)
+    return double_server
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, host: str, conn_id: str = "batch_llm_default", **values: Any) -> None:

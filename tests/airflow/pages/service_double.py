@@ -69,6 +69,12 @@ class ServiceDouble:
     left: threading.Event = field(default_factory=threading.Event)
     """Set once a caller that waited has hung up."""
 
+    def forget(self) -> None:
+        self.asked.clear()
+        self.answers.clear()
+        self.waiting.clear()
+        self.left.clear()
+
     def last(self, suffix: str) -> Asked:
         return [asked for asked in self.asked if asked.path.endswith(suffix)][-1]
 
