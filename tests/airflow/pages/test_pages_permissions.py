@@ -108,14 +108,13 @@ def test_only_who_may_change_a_dags_task_instances_changes_its_batches(
 
 
 @pytest.mark.parametrize(("user", "may"), [("root", True), ("editor", True), ("auditor", False), ("reader", False)])
-def test_a_batchs_page_says_whether_its_user_may_act(
-    pages: Pages, double: ServiceDouble, user: str, may: bool
-) -> None:
+def test_a_batchs_page_says_whether_its_user_may_act(pages: Pages, double: ServiceDouble, user: str, may: bool) -> None:
     assert pages.as_(user).get("/api/v1/batches/batch_reviews/report").json()["may_act"] is may
 
 
 @pytest.mark.parametrize(
-    ("user", "scopes"), [("root", ["read", "submit"]), ("editor", ["read", "submit"]), ("watcher", ["read"]), ("stranger", [])]
+    ("user", "scopes"),
+    [("root", ["read", "submit"]), ("editor", ["read", "submit"]), ("watcher", ["read"]), ("stranger", [])],
 )
 def test_a_user_is_told_who_they_are_and_what_they_may_do(pages: Pages, user: str, scopes: list[str]) -> None:
     told = pages.as_(user).get("/api/v1/whoami").raise_for_status().json()
@@ -139,7 +138,9 @@ def test_the_service_is_asked_with_the_connections_token_and_for_no_other_team(
     assert not any("cookie" in asked.headers or "team" in asked.query for asked in double.asked)
 
 
-@pytest.mark.parametrize("auth_manager", ["airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"])
+@pytest.mark.parametrize(
+    "auth_manager", ["airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"]
+)
 @pytest.mark.parametrize(("role", "acts"), [("viewer", 403), ("user", 200), ("op", 200), ("admin", 200)])
 def test_the_roles_of_airflows_simple_auth_manager_hold(
     pages: Pages, double: ServiceDouble, role: str, acts: int
