@@ -150,6 +150,15 @@ def test_a_service_without_extensions_is_said_to_be_too_old_for_the_pages(
     assert "POST /v1/batches/overview" in message
 
 
+@pytest.mark.parametrize("said", ["<html>Welcome", '{"data": 1}', '{"version": "1", "at": 1, "data": [{"id": "x"}]}'])
+def test_another_server_that_answers_everything_is_said_to_be_none_for_the_pages(
+    pages: Pages, double: ServiceDouble, said: str
+) -> None:
+    double.answers["/v1/batches/overview"] = Response(said)
+    assert refusal(pages.as_("root").post(OVERVIEW, json={}))[:2] == (502, "service_too_old")
+    assert refusal(pages.as_("root").get(ROWS))[:2] == (502, "service_too_old")
+
+
 def test_a_call_that_waits_ends_when_the_browser_hangs_up(pages: Pages, double: ServiceDouble) -> None:
     def ask() -> None:
         with pages.as_("root") as browser, pytest.raises(httpx.ReadTimeout):
