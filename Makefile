@@ -33,7 +33,7 @@ TINY_MODEL := .venv-vllm/tiny-model/config.json
 # Some tests wait for processes that they have killed: one more than there are processors fills these.
 AT_ONCE = $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help audit lifecycle chaos chaos-sqlite chaos-postgres demo test test-all test-fast lint clean .venv .venv-vllm
+.PHONY: help audit lifecycle chromium chaos chaos-sqlite chaos-postgres demo test test-all test-fast lint clean .venv .venv-vllm
 .DELETE_ON_ERROR:
 
 help:
@@ -50,14 +50,14 @@ help:
 demo: $(INSTALLED) $(VLLM_INSTALLED)
 	.venv/bin/python dags_examples/demo/run.py
 
-test: $(INSTALLED) $(TINY_MODEL)
+test: $(INSTALLED) $(TINY_MODEL) chromium
 	.venv/bin/python -m pytest -n $(AT_ONCE) -m "not airflow and not vllm"
 	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "airflow or vllm"
 
 test-all: test
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/lifecycle tests/airflow/test_dags_test.py
 	WHOLE=1 .venv/bin/python -m pytest tests/airflow/test_example_dags.py tests/vllm/test_vllm_tables.py \
-	  tests/vllm/own_pools/test_vllm_poison.py tests/service
+	  tests/vllm/own_pools/test_vllm_poison.py tests/service tests/pages
 	$(MAKE) chaos
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine fake
 	.venv/bin/python -m tests.chaos.processes --schedules 30 --engine vllm
@@ -76,8 +76,12 @@ lifecycle: $(INSTALLED) $(OLD)/.installed
 	  "apache-airflow==$*" asyncpg psycopg2-binary -e .
 	touch $@
 
-test-fast: $(INSTALLED)
+test-fast: $(INSTALLED) chromium
 	.venv/bin/python -m pytest -n $(AT_ONCE) -m "not airflow and not vllm"
+
+# The browser of the tests of the pages. Where there is none, and this cannot install it, they are skipped and say why.
+chromium: $(INSTALLED)
+	@.venv/bin/python -m tests.pages.chromium
 
 N ?= 1000
 SEED ?= 1

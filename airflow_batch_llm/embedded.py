@@ -71,7 +71,15 @@ class Embedded:
 
     def _serve_arguments(self) -> list[str]:
         roots = [argument for root in self.service.all_roots for argument in ("--data-root", root)]
-        return ["--home", str(self.service.home), "--port", str(self.service.port), *roots]
+        values = {
+            "--home": self.service.home,
+            "--port": self.service.port,
+            "--gpu-hour-price": self.service.gpu_hour_price,
+            "--api-input-price": self.service.api_input_price,
+            "--api-output-price": self.service.api_output_price,
+            "--currency": self.service.currency,
+        }
+        return [*roots, *(f"{name}={value}" for name, value in values.items() if value is not None)]
 
     def _work_arguments(self) -> list[str]:
         values = {

@@ -7,7 +7,7 @@ and nested objects. Nothing that a schema refers to is ever fetched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 from urllib.parse import unquote
 
@@ -111,6 +111,8 @@ class OutputType:
     nullable: bool = False
     items: OutputType | None = None
     fields: tuple[OutputField, ...] = ()
+    limited: bool = field(default=False, compare=False)
+    """Whether it is one of some values that the schema names. No column's type follows from it."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class _Reader:
             return OutputType(kind, nullable, items=self._items(node, where, depth, references))
         if kind == "object":
             return OutputType(kind, nullable, fields=self._fields(node, where, depth, references))
-        return OutputType(kind, nullable)
+        return OutputType(kind, nullable, limited=values is not None)
 
     def _items(self, node: Mapping[str, Any], where: str, depth: int, references: tuple[str, ...]) -> OutputType:
         if "items" not in node:

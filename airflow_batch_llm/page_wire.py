@@ -22,6 +22,7 @@ MOST_BUCKETS: Final = 120
 MOST_SHOWN_ROWS: Final = 50
 MOST_TROUBLES: Final = 50
 MOST_ACTS: Final = 50
+MOST_GENERATIONS: Final = 100
 
 SearchText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 WaitSeconds = Annotated[float, Field(ge=0, le=MOST_PAGE_WAIT, allow_inf_nan=False)]
@@ -136,7 +137,8 @@ class PlanNumbers(BaseModel):
     rows_duplicate: int
     rows_reused: int
     rows_asked: int
-    """Rows for the engine: all but duplicates and reused ones."""
+    """Rows for the engine. Of the others, those that are no duplicates had their result before the first commit: reused
+    ones, those that cannot be asked, and those that an earlier generation did."""
     chunks_total: int
     chunks_done: int
     chunks_leased: int
@@ -170,7 +172,7 @@ class Trouble(BaseModel):
     rows: int
     """Rows that it finished."""
     rows_lost: int
-    """Rows that had to be asked again."""
+    """Rows that had to be asked again, as the worker says; 0 of a lost lease, of which nobody can say."""
 
 
 class Attempts(BaseModel):
@@ -234,7 +236,7 @@ class BatchReport(BaseModel):
     acts: list[Act] = []
     """The newest first, at most 50."""
     generations: list[GenerationLine] = []
-    """All under the batch's key, the newest first, where there are several."""
+    """Those under the batch's key, the newest first, at most 100; empty where there is this one alone."""
 
 
 class ShownMessage(BaseModel):
@@ -257,7 +259,7 @@ class ShownRow(BaseModel):
     output: Any = None
     """The answer's text, list of samples or typed fields; of an embedding its first numbers."""
     label: str | None = None
-    """Of a batch with choices, the one that was answered."""
+    """Of a batch with choices, the one that was answered; of one with a schema, the value that ``/answers`` counts."""
     error: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None

@@ -77,7 +77,13 @@ class ServiceSettings:
     reuse_seconds: int = 30 * 86_400
     """How long a table's answers may be used for equal rows of later batches, unless ``output_expires_after`` says."""
     gpu_hour_price: float | None = None
-    """What an hour of a worker's engine costs, for estimates, in whatever money its reader thinks in."""
+    """What an hour of a worker's engine costs, for estimates and reports, in whatever money its reader thinks in."""
+    api_input_price: float | None = None
+    """What a million prompt tokens cost at the API that reports compare with, in the same money."""
+    api_output_price: float | None = None
+    """The same for a million answer tokens."""
+    currency: str = "USD"
+    """What reports call that money."""
     keep_seconds: int = 30 * 86_400
     """How long what a batch stored is kept after its end: for its results, and for a retry to go on from."""
     record_seconds: int = 365 * 86_400

@@ -114,14 +114,18 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
+AirflowId = Annotated[str, StringConstraints(min_length=1, max_length=250)]
+"""As long as Airflow lets an id of a Dag, a task or a run be."""
+
+
 class Origin(Strict):
     """Where in Airflow a batch comes from, so that pages show it there, to those who may see that Dag."""
 
     deployment: Name
     """The Airflow's name among those that share the service."""
-    dag_id: Name
-    task_id: Name
-    run_id: Name
+    dag_id: AirflowId
+    task_id: AirflowId
+    run_id: AirflowId
     map_index: Annotated[int, Field(ge=-1, lt=2**31)] = -1
     """Of a mapped task; -1 of any other."""
 

@@ -100,6 +100,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["serve", "--reuse-days", "9" * 30], "Invalid value for '--reuse-days'"),
         (["serve", "--gpu-hour-price", "nan"], "Invalid value for '--gpu-hour-price'"),
         (["serve", "--gpu-hour-price", "inf"], "Invalid value for '--gpu-hour-price'"),
+        (["serve", "--api-input-price", "-1"], "Invalid value for '--api-input-price'"),
+        (["serve", "--api-output-price", "nan"], "Invalid value for '--api-output-price'"),
+        (["serve", "--currency", ""], "a short word or sign, of 1 to 8 characters"),
+        (["serve", "--currency", "Kreuzer and Gulden"], "a short word or sign, of 1 to 8 characters"),
+        (["up", "--model", "m", "--vllm", "true", "--currency", "E\nR"], "a short word or sign, of 1 to 8 characters"),
         (["serve", "--max-body-bytes", "0"], "Invalid value for '--max-body-bytes'"),
         (["doctor", "--grace-days", "inf"], "Invalid value for '--grace-days'"),
         (["doctor", "--home", "/proc/x"], "There is no store at /proc/x"),
@@ -127,6 +132,20 @@ def test_right_options_start_what_they_name(batch_llm: CommandLine, started: lis
     assert batch_llm("up", "--model", "m", "--vllm", "true").returncode == 0
     assert started == ["work", "work", "serve", "up"]
     assert (tmp_path / "workers" / "gpu 1 (ü)").is_dir()
+
+
+def test_up_hands_its_prices_on_to_its_service(batch_llm: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    both: list[Embedded] = []
+    served: list[ServiceSettings] = []
+    monkeypatch.setattr(Embedded, "run", lambda self: both.append(self))
+    monkeypatch.setattr(app, "serve", served.append)
+    prices = ["--gpu-hour-price", "2.5", "--api-input-price", "0.1", "--api-output-price", "0", "--currency", "€"]
+    assert batch_llm("up", "--model", "m", "--vllm", "true", *prices).returncode == 0
+    assert batch_llm("serve", *both[0]._serve_arguments()).returncode == 0
+    (settings,) = served
+    assert (settings.gpu_hour_price, settings.api_input_price, settings.api_output_price) == (2.5, 0.1, 0.0)
+    assert settings.currency == "€"
+    assert ServiceSettings.from_json(settings.to_json()) == settings
 
 
 @pytest.mark.parametrize("token", ["tökén-0123456789-0123456789", f"{TOKEN}\nX: y", "\x7f" * 30], ids=ascii)

@@ -64,8 +64,38 @@ VllmCommand = Annotated[
 ]
 EngineArguments = Annotated[str, typer.Option(help="More arguments for `vllm serve`, as one string.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Rows that the engine works on at once.")]
+GpuHourPrice = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1e9, callback=finite, help="What an hour of a worker's engine costs, for estimates and reports."
+    ),
+]
+ApiInputPrice = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1e9,
+        callback=finite,
+        help="What a million prompt tokens cost at an API that you could use instead, for reports to compare with.",
+    ),
+]
+ApiOutputPrice = Annotated[
+    float | None,
+    typer.Option(min=0, max=1e9, callback=finite, help="The same for a million answer tokens."),
+]
 Most = Annotated[int | None, typer.Option(min=1, help="Refuse what is above this. [default: no limit]")]
 LONGEST_NAME: Final = 128
+LONGEST_CURRENCY: Final = 8
+
+
+def short(value: str) -> str:
+    """Refuses what does not fit beside a number."""
+    if not value.isprintable() or not 0 < len(value.strip()) <= LONGEST_CURRENCY:
+        raise typer.BadParameter(f"It has to be a short word or sign, of 1 to {LONGEST_CURRENCY} characters.")
+    return value.strip()
+
+
+Currency = Annotated[str, typer.Option(callback=short, help="What the prices are in, as reports are to show it.")]
 
 
 @app.command()
@@ -99,10 +129,10 @@ def serve(
             min=0, max=MOST_DAYS, help="How long a table's answers may be used for equal rows of later tables."
         ),
     ] = 30,
-    gpu_hour_price: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e9, callback=finite, help="What an hour of a worker's engine costs, for estimates."),
-    ] = None,
+    gpu_hour_price: GpuHourPrice = None,
+    api_input_price: ApiInputPrice = None,
+    api_output_price: ApiOutputPrice = None,
+    currency: Currency = ServiceSettings.currency,
     keep_days: Annotated[
         float,
         typer.Option(
@@ -146,6 +176,9 @@ def serve(
         database_url=database_url,
         reuse_seconds=reuse_days * 86_400,
         gpu_hour_price=gpu_hour_price,
+        api_input_price=api_input_price,
+        api_output_price=api_output_price,
+        currency=currency,
         keep_seconds=round(keep_days * 86_400),
         record_seconds=round(record_days * 86_400),
         grace_seconds=round(grace_days * 86_400),
@@ -209,17 +242,30 @@ def up(
     vllm: VllmCommand = "vllm",
     engine_args: EngineArguments = "",
     max_num_seqs: MaxNumSeqs = 256,
+    gpu_hour_price: GpuHourPrice = None,
+    api_input_price: ApiInputPrice = None,
+    api_output_price: ApiOutputPrice = None,
+    currency: Currency = ServiceSettings.currency,
 ) -> None:
     """Run service and worker together on this machine, and start again what dies."""
     from airflow_batch_llm.embedded import Embedded
 
     log_to_stderr()
     embedded = Embedded(
-        service=ServiceSettings(home=_folder(home, "--home"), **_roots(data_root), port=port),
+        service=ServiceSettings(
+            home=_folder(home, "--home"),
+            **_roots(data_root),
+            port=port,
+            gpu_hour_price=gpu_hour_price,
+            api_input_price=api_input_price,
+            api_output_price=api_output_price,
+            currency=currency,
+        ),
         engine=_engine(model, served_model_name, None, vllm, engine_args, max_num_seqs),
     )
     err.print(
         f"service  http://127.0.0.1:{port}   data root {', '.join(embedded.service.all_roots)}\n"
+        f"pages    http://127.0.0.1:{port}/ui/   (log in with the token)\n"
         f"token    {embedded.service.token_path} (readable by you only)\n"
         f"model    {embedded.engine.served_model_name}   (its engine takes a while to start)",
         highlight=False,

@@ -24,13 +24,15 @@ from airflow.providers.common.ai.batch.base import (
     SubmitResult,
 )
 from airflow.providers.common.ai.exceptions import LLMBatchLimitExceededError, LLMBatchModelMismatchError
+from airflow.sdk import get_current_context
 
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import BatchLLMError, NotFoundError
 from airflow_batch_llm.hooks.airflow_names import conf
 from airflow_batch_llm.hooks.common_ai_rows import Asked, request_line, result_item
+from airflow_batch_llm.hooks.names import origin_of
 from airflow_batch_llm.models import CHAT_COMPLETIONS, BatchStatus
-from airflow_batch_llm.wire import Batch, BatchCreate, FileObject
+from airflow_batch_llm.wire import Batch, BatchCreate, FileObject, Origin
 
 if TYPE_CHECKING:
     from airflow.providers.common.ai.batch.output_schema import OutputSpec
@@ -109,6 +111,7 @@ class PoolBatchAdapter(BatchAdapter):
                 completion_window=kwargs.get("completion_window") or "24h",
                 metadata={"idempotency_key": idempotency_key, "input_fingerprint": input_fingerprint},
                 key=_key(idempotency_key, input_fingerprint),
+                origin=_origin(),
             )
         )
         if batch.input_file_id != uploaded.id:
@@ -212,8 +215,19 @@ def _address(host: str | None) -> str:
 
 def _key(idempotency_key: str, input_fingerprint: str) -> str:
     """Names this Airflow too: common.ai's own key is the same in two that run the same Dags on one service."""
-    deployment = str(conf.get("api", "base_url", fallback=None) or "airflow").rstrip("/")
-    return f"{deployment}/common.ai/{idempotency_key}/{input_fingerprint}"
+    return f"{_deployment()}/common.ai/{idempotency_key}/{input_fingerprint}"
+
+
+def _origin() -> Origin | None:
+    """The task that submits, where it is one: the adapter's caller does not say."""
+    try:
+        return origin_of(get_current_context()["ti"], _deployment())
+    except RuntimeError:  # no task runs here
+        return None
+
+
+def _deployment() -> str:
+    return str(conf.get("api", "base_url", fallback=None) or "airflow").rstrip("/")
 
 
 def _counts(batch: Batch) -> dict[str, int]:

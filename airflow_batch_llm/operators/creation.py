@@ -37,6 +37,7 @@ def batch_create(
             key=names.key,
             series=names.series,
             group=names.group,
+            origin=names.origin,
             holder=names.holder,
             on_changed=task.on_changed,
             pause_unwatched_after=_seconds(task.pause_unwatched_after),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from airflow_batch_llm.hooks.names import fitted, run_group
+from airflow_batch_llm.hooks.names import fitted, origin_of, run_group
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.operators.noted import Note
-from airflow_batch_llm.wire import Batch
+from airflow_batch_llm.wire import Batch, Origin
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TaskBatchNames:
 
     ``key`` stays through retries and changes when the task is cleared, because Airflow raises ``max_tries`` then.
     ``series`` stays through both. ``holder`` is this try. A dry run has names of its own. ``group`` is that of all
-    batches of the Dag run.
+    batches of the Dag run, ``origin`` says which task instance it is.
 
     ``cleared`` tells a life after a clear from the first one: a clear leaves ``max_tries`` at the tries until then plus
     the task's retries. Where a task is cleared while it runs on a worker Airflow raises nothing; for that see
@@ -29,6 +29,7 @@ class TaskBatchNames:
     series: str
     holder: str
     group: str
+    origin: Origin
     cleared: bool = False
     clears: int = 0
 
@@ -40,6 +41,7 @@ class TaskBatchNames:
             series=fitted(series),
             holder=str(ti.id),
             group=run_group(deployment, ti.dag_id, ti.run_id),
+            origin=origin_of(ti, deployment),
             cleared=ti.max_tries > retries,
             clears=clears,
         )

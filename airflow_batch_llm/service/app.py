@@ -14,11 +14,22 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from airflow_batch_llm import __version__
-from airflow_batch_llm.service import batch_routes, event_routes, extension_routes, file_routes, worker_routes
+from airflow_batch_llm.service import (
+    batch_routes,
+    event_routes,
+    extension_routes,
+    file_routes,
+    overview_routes,
+    page_routes,
+    report_routes,
+    row_routes,
+    worker_routes,
+)
 from airflow_batch_llm.service.changes import Changes
 from airflow_batch_llm.service.gate import Gate
 from airflow_batch_llm.service.listening import address, bound
 from airflow_batch_llm.service.notifier import check_webhooks
+from airflow_batch_llm.service.page_calls import PageCalls
 from airflow_batch_llm.service.plain_values import only_plain_values
 from airflow_batch_llm.service.problems import add_problem_handlers, describe_truthfully
 from airflow_batch_llm.service.scratch import scratch_folder
@@ -30,6 +41,7 @@ from airflow_batch_llm.store.changes import BatchChanges
 log = logging.getLogger(__name__)
 
 REQUEST_THREADS: Final = 16
+EXTENSIONS: Final = (extension_routes, event_routes, overview_routes, report_routes, row_routes, page_routes)
 
 
 def create_app(state: ServiceState) -> FastAPI:
@@ -47,10 +59,12 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
-    extensions = [extension_routes, event_routes] if state.settings.extensions else []
+    extensions = EXTENSIONS if state.settings.extensions else ()
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)
     app.add_middleware(Gate)
+    if state.settings.extensions:
+        app.add_middleware(PageCalls)  # the last one added is the first that is asked
     add_problem_handlers(app)
     describe_truthfully(app)
     return app
@@ -81,8 +95,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        home = self.config.app.state.service.settings.home  # type: ignore[union-attr]
-        log.info("serving on %s, home %s", address(sockets or []), home)
+        settings = self.config.app.state.service.settings  # type: ignore[union-attr]
+        url = address(sockets or [])
+        pages = f", pages at {url}/ui/" if settings.extensions else ""
+        log.info("serving on %s, home %s%s", url, settings.home, pages)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.changes.close()  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from airflow_batch_llm import __version__
 from airflow_batch_llm.models import TOKENIZE, PauseReason
-from airflow_batch_llm.service.access import Reader, State, Submitter
+from airflow_batch_llm.service.access import Reader, State, Submitter, TokenName
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import shown, shown_page
 from airflow_batch_llm.service.state import ServiceState
@@ -46,11 +46,12 @@ def list_models(state: State, team: Reader) -> ModelList:
 def create_batch(
     state: State,
     team: Submitter,
+    token: TokenName,
     create: BatchCreate,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=512)] = None,
 ) -> Batch | JSONResponse:
     """Stores a batch after a cheap look at it, or finds the one that lives under its key. Who submits it watches it."""
-    record = state.batches.submit(team, checked_batch(state, team, create, idempotency_key))
+    record = state.batches.submit(team, checked_batch(state, team, create, idempotency_key), by=token)
     return shown(state, team, _watched(state, team, record))
 
 
@@ -79,10 +80,12 @@ def get_batch(state: State, team: Reader, batch_id: str) -> Batch | JSONResponse
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
-def cancel_batch(state: State, team: Submitter, batch_id: str, body: BatchCancel | None = None) -> Batch | JSONResponse:
+def cancel_batch(
+    state: State, team: Submitter, token: TokenName, batch_id: str, body: BatchCancel | None = None
+) -> Batch | JSONResponse:
     """Asks for a batch's end; what was done of it is kept. One that has ended stays as it is."""
-    holder = body.holder if body and state.settings.extensions else None
-    return shown(state, team, state.batches.cancel(team, batch_id, holder=holder))
+    asked = body if body and state.settings.extensions else BatchCancel()
+    return shown(state, team, state.batches.cancel(team, batch_id, holder=asked.holder, by=asked.by or token))
 
 
 def _watched(state: ServiceState, team: str, record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -26,18 +26,35 @@ def committed_results(
     state: ServiceState, record: Mapping[str, Any], part: int, line: int
 ) -> Iterator[tuple[str, ResultRow]]:
     """The results from line ``line`` of part ``part`` on, each with a cursor, in the order of their commits."""
-    shown = _Requests(state, record) if record["dataset"] is None else _TableRows(record)
-    for number, key in enumerate(_keys(state, record, part), start=part):
+    return read_parts(state, record, enumerate(_keys(state, record, part), start=part), part, line)
+
+
+def read_parts(
+    state: ServiceState, record: Mapping[str, Any], numbered: Iterable[tuple[int, str]], part: int, line: int
+) -> Iterator[tuple[str, ResultRow]]:
+    """The results in parts by number and storage key, each with a cursor; those of part ``part`` from ``line`` on."""
+    shown = shown_results(state, record)
+    for number, key in numbered:
         with state.storage.open(key) as stream:
             content = decompress(stream.read())
-        for place, result in enumerate(islice(shown(content), line, None), start=line + 1):
+        first = line if number == part else 0
+        for place, result in enumerate(islice(shown(content), first, None), start=first + 1):
             yield f"part-{number}.{place}", result
-        line = 0
+
+
+def shown_results(state: ServiceState, record: Mapping[str, Any]) -> Callable[[bytes], Iterator[ResultRow]]:
+    """Reads the lines of a part as the batch's rows are shown."""
+    return _Requests(state, record) if record["dataset"] is None else _TableRows(record)
+
+
+def known_keys(state: ServiceState, record: Mapping[str, Any]) -> list[str]:
+    """The storage keys of what the plan knew; they are numbered before the parts."""
+    return list(state.storage.list(f"{record['plan_key']}/{RESULTS_FOLDER}"))
 
 
 def _keys(state: ServiceState, record: Mapping[str, Any], first: int) -> Iterator[str]:
     """The storage keys of what the plan knew, then of the parts, from number ``first`` on."""
-    known = list(state.storage.list(f"{record['plan_key']}/{RESULTS_FOLDER}"))
+    known = known_keys(state, record)
     yield from known[first:]
     offset = max(0, first - len(known))
     while keys := state.chunks.part_keys(record["id"], offset=offset, limit=PARTS):

@@ -6,10 +6,9 @@ What is derived at the time of a look (rates, the time left, which workers serve
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
-import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -17,6 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.service.access import Reader, State
 from airflow_batch_llm.service.changes import Changes, Watch
+from airflow_batch_llm.service.connected import while_connected
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.showing import as_batches
 from airflow_batch_llm.service.state import ServiceState
@@ -53,7 +53,7 @@ async def watch_batches(
     watch = Watch(team, body.batches, status_only=body.changes == "status")
     answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
     if body.wait and not answer.changed and not answer.gone:
-        await _while_connected(request, changes.wait(watch, body.wait))
+        await while_connected(request, changes.wait(watch, body.wait))
         answer = await anyio.to_thread.run_sync(_answer, state, changes, watch)
     return answer
 
@@ -85,20 +85,6 @@ async def batch_events(
         if all(changed.batch.status.ended for changed in read):  # also where it is not there any more
             return
         await changes.wait(Watch(team, {batch_id: seen}), STILL_WATCHED_SECONDS)
-
-
-async def _while_connected(request: Request, waiting: Awaitable[None]) -> None:
-    """Waits, but not for a client that has hung up."""
-    async with anyio.create_task_group() as group:
-
-        async def listen() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-        group.start_soon(listen)
-        await waiting
-        group.cancel_scope.cancel()
 
 
 def _answer(state: ServiceState, changes: Changes, watch: Watch) -> BatchChangeList:

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from airflow_batch_llm.models import PauseReason, RowStatus
-from airflow_batch_llm.service.access import Reader, State, Submitter
+from airflow_batch_llm.service.access import Reader, State, Submitter, TokenName
 from airflow_batch_llm.service.problems import problems
 from airflow_batch_llm.service.results import result_page
 from airflow_batch_llm.service.showing import shown
 from airflow_batch_llm.service.submission import check_repeatable, check_retry_rate
-from airflow_batch_llm.wire import Batch, BatchDeleted, BatchResume, ResultPage
+from airflow_batch_llm.wire import Batch, BatchAct, BatchDeleted, BatchResume, ResultPage
 
 router: Final = APIRouter()
 
@@ -45,22 +45,34 @@ def delete_batch(state: State, team: Submitter, batch_id: str) -> BatchDeleted:
 
 
 @router.post("/v1/batches/{batch_id}/retry", response_model=Batch, responses=problems(400, 401, 404, 409, 429, 503))
-def retry_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
+def retry_batch(
+    state: State, team: Submitter, token: TokenName, batch_id: str, body: BatchAct | None = None
+) -> Batch | JSONResponse:
     """Opens a new generation that asks only for the rows that failed, expired or were cancelled, and keeps the rest."""
     record = state.batches.get(team, batch_id)
     check_retry_rate(state, team, record)
     check_repeatable(state, team, record)
-    return shown(state, team, state.batches.retry(team, batch_id))
+    return shown(state, team, state.batches.retry(team, batch_id, by=_who(body, token)))
 
 
-@router.post("/v1/batches/{batch_id}/pause", response_model=Batch, responses=problems(401, 404, 409, 503))
-def pause_batch(state: State, team: Submitter, batch_id: str) -> Batch | JSONResponse:
+@router.post("/v1/batches/{batch_id}/pause", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
+def pause_batch(
+    state: State, team: Submitter, token: TokenName, batch_id: str, body: BatchAct | None = None
+) -> Batch | JSONResponse:
     """No worker gets more of a batch from here on; what they hold goes on to its end. Said twice it is said once."""
-    return shown(state, team, state.pauses.pause(team, batch_id, PauseReason.REQUESTED))
+    record = state.pauses.pause(team, batch_id, PauseReason.REQUESTED, by=_who(body, token))
+    return shown(state, team, record)
 
 
-@router.post("/v1/batches/{batch_id}/resume", response_model=Batch, responses=problems(401, 404, 409, 503))
-def resume_batch(state: State, team: Submitter, batch_id: str, body: BatchResume | None = None) -> Batch | JSONResponse:
+@router.post("/v1/batches/{batch_id}/resume", response_model=Batch, responses=problems(400, 401, 404, 409, 503))
+def resume_batch(
+    state: State, team: Submitter, token: TokenName, batch_id: str, body: BatchResume | None = None
+) -> Batch | JSONResponse:
     """Lets a paused batch go on, whoever paused it, or only if it is paused for the reason given. Said twice it is said
     once."""
-    return shown(state, team, state.pauses.resume(team, batch_id, reason=body.reason if body else None))
+    reason = body.reason if body else None
+    return shown(state, team, state.pauses.resume(team, batch_id, reason=reason, by=_who(body, token)))
+
+
+def _who(body: BatchAct | None, token: str) -> str:
+    return body.by if body and body.by else token

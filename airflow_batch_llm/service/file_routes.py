@@ -127,7 +127,7 @@ def get_file_content(
     headers = {
         "Accept-Ranges": "bytes",
         "ETag": etag,
-        "Content-Disposition": _attachment(stored.filename),
+        "Content-Disposition": attachment(stored.filename),
         "Content-Length": str(stored.bytes if wanted is None else len(wanted)),
     }
     if wanted is not None:
@@ -175,7 +175,8 @@ def _file_object(stored: StoredFile) -> FileObject:
     )
 
 
-def _attachment(filename: str) -> str:
+def attachment(filename: str) -> str:
+    """The Content-Disposition of a download under that name."""
     return f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
 
 

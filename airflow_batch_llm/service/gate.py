@@ -1,6 +1,7 @@
 """What a request passes before any of its body is read: its token is looked at, and its body's size is held.
 
-The promise is the order: who has no token of the service's cannot make it read or keep a byte of a body.
+The promise is the order: who has no token of the service's cannot make it read or keep a byte of a body, but for the
+few bytes of a login.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_batch_llm.errors import UnauthorizedError
 from airflow_batch_llm.service.access import ACCESS, access_of
+from airflow_batch_llm.service.page_routes import is_page
 from airflow_batch_llm.service.problems import problem
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import Limits
@@ -41,7 +43,7 @@ class Gate:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -104,6 +106,10 @@ class _Limit:
             "body_too_large",
             headers=_closing(headers),
         )
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in OPEN or (_state(scope).settings.extensions and is_page(scope["path"]))
 
 
 def _limit(scope: Scope, limits: Limits) -> _Limit | None:

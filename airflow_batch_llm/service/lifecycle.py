@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from airflow_batch_llm.models import BatchStatus, PauseReason
-from airflow_batch_llm.store.batches import Rate
+from airflow_batch_llm.store.batches import ORIGIN, Rate
 from airflow_batch_llm.store.workers import ServedBy
 from airflow_batch_llm.wire import (
     Batch,
     BatchError,
     BatchErrors,
     InputTokensDetails,
+    Origin,
     OutputTokensDetails,
     Progress,
     RequestCounts,
@@ -75,12 +76,18 @@ def to_wire(record: Mapping[str, Any], *, rate: Rate | None, served: list[Served
         {
             **{name: record[name] for name in _AS_STORED},
             **times,
+            "origin": origin_of(record),
             "errors": _errors(record),
             "request_counts": _counts(record),
             "usage": _usage(record),
-            "progress": _progress(record, rate, served),
+            "progress": progress_of(record, rate=rate, served=served),
         }
     )
+
+
+def origin_of(record: Mapping[str, Any]) -> Origin | None:
+    """Where in Airflow a stored batch comes from, if whoever submitted it has said so."""
+    return None if record["dag_id"] is None else Origin(**{name: record[name] for name in ORIGIN})
 
 
 def _errors(record: Mapping[str, Any]) -> BatchErrors | None:
@@ -107,7 +114,8 @@ def _usage(record: Mapping[str, Any]) -> Usage:
     )
 
 
-def _progress(record: Mapping[str, Any], rate: Rate | None, served: list[ServedBy]) -> Progress:
+def progress_of(record: Mapping[str, Any], *, rate: Rate | None, served: list[ServedBy]) -> Progress:
+    """How far a stored batch is, and what it waits for."""
     going = record["status"] == BatchStatus.IN_PROGRESS
     rate = rate if going else None
     return Progress(

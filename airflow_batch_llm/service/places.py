@@ -45,6 +45,16 @@ class Places:
         """What reads and writes at a resolved place."""
         return self.s3 if uri.startswith(S3) else self.local
 
+    def have(self, uri: str) -> bool:
+        """Whether a place that was resolved once may still be used, as far as that can be told without a look at it.
+
+        The service may have been started with other places since. Of a local one its tree tells when it is opened.
+        """
+        return self._is_below_prefix(uri) if uri.startswith(S3) else bool(self.roots)
+
+    def _is_below_prefix(self, uri: str) -> bool:
+        return any(uri == prefix or f"{uri}/".startswith(f"{prefix.rstrip('/')}/") for prefix in self.prefixes)
+
     def resolve(self, uri: str, *, param: str) -> str:
         """The place as an absolute path or ``s3://`` URI, with a ``/`` at its end only if it was said so.
 
@@ -89,7 +99,7 @@ class Places:
                 code="place_not_supported",
                 param=param,
             )
-        if not any(uri == prefix or f"{uri}/".startswith(f"{prefix.rstrip('/')}/") for prefix in self.prefixes):
+        if not self._is_below_prefix(uri):
             raise _refused(f"{uri!r} lies outside the data roots", param, allowed=self)
         return uri
 

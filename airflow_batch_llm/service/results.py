@@ -17,7 +17,7 @@ from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.committed_results import committed_results
 from airflow_batch_llm.service.file_results import file_results
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import target_results, wrong_cursor
+from airflow_batch_llm.service.target_results import ColumnChoice, target_results, wrong_cursor
 from airflow_batch_llm.wire import ResultPage, ResultRow
 
 PlacedRow = tuple[str, ResultRow]
@@ -35,7 +35,7 @@ def result_page(
     last cursor sees each once. A cursor of then goes on working after the end, but rows that were never done have no
     place in that order: read from the start for those.
     """
-    rows = _rows(state, record, after)
+    rows = placed_rows(state, record, after)
     if status is not None:
         rows = (placed for placed in rows if placed[1].status == status)
     found = list(islice(rows, limit + 1))
@@ -45,12 +45,18 @@ def result_page(
     )
 
 
-def _rows(state: ServiceState, record: Mapping[str, Any], after: str | None) -> Iterator[PlacedRow]:
-    kind, first, second = _parsed(after)
+def placed_rows(
+    state: ServiceState, record: Mapping[str, Any], after: str | None, *, choice: ColumnChoice | None = None
+) -> Iterator[PlacedRow]:
+    """All rows behind a cursor. Raises as the places do that they are read from."""
+    kind, first, second = parsed_cursor(after)
     places = state.places.of(record["team"])
     check_kept(record)
     sources: dict[str, tuple[bool, Callable[[], Iterator[PlacedRow]]]] = {
-        "line": (bool(record["manifest"]), lambda: target_results(places, record["manifest"], first, second)),
+        "line": (
+            bool(record["manifest"]),
+            lambda: target_results(places, record["manifest"], first, second, choice=choice),
+        ),
         "row": (_has_files(record), lambda: file_results(state, record, first)),
         "part": (record["plan_key"] is not None, lambda: committed_results(state, record, first, second)),
     }
@@ -75,7 +81,8 @@ def check_kept(record: Mapping[str, Any]) -> None:
     )
 
 
-def _parsed(after: str | None) -> tuple[str | None, int, int]:
+def parsed_cursor(after: str | None) -> tuple[str | None, int, int]:
+    """The place that a cursor is in (part, row or line; None for the start) and its two numbers."""
     if after is None:
         return None, 0, 0
     match = _CURSOR.fullmatch(after)

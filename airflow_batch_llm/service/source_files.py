@@ -111,7 +111,7 @@ class SourceFinder:
         tree = self.places.tree(uri)
         entry = None if uri.endswith("/") else tree.stat(uri)
         if entry is not None:
-            yield SourceFile(entry, PurePosixPath(uri).name, _format(uri), tree, _partitions(PurePosixPath(uri).parent))
+            yield SourceFile(entry, PurePosixPath(uri).name, _format(uri), tree, partitions_of(uri))
         elif "*" in uri or "?" in uri:
             pattern = PathPattern(uri)
             yield from self._below(pattern.base, look.by(uri, pattern))
@@ -134,7 +134,7 @@ class SourceFinder:
                 )
             self.places.resolve(named, param=PARAM)  # a symbolic link may lead out of the data root
             relative = named.removeprefix(base).lstrip("/")
-            yield SourceFile(entry, relative, form, self.places.tree(base), _partitions(PurePosixPath(named).parent))
+            yield SourceFile(entry, relative, form, self.places.tree(base), partitions_of(named))
             count += 1
         if count == 0:
             what = f"matches no file: {wanted}" if wanted else f"{base} holds no file that is a table"
@@ -228,9 +228,10 @@ def _format(uri: str) -> FileFormat:
     return form
 
 
-def _partitions(folder: PurePosixPath) -> dict[str, str | None]:
+def partitions_of(uri: str) -> dict[str, str | None]:
+    """What the Hive-style folders (``name=value``) say that a file lies in."""
     found: dict[str, str | None] = {}
-    for part in folder.parts:
+    for part in PurePosixPath(uri).parent.parts:
         match = _PARTITION.fullmatch(part)
         if match:
             value = unquote(match[2])

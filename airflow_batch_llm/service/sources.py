@@ -31,6 +31,9 @@ ROWS: Final = 8_192
 LINE: Final = "\0line"
 """The staged column of a JSONL source: the line as it was, so that a JSONL target can repeat it to the letter."""
 
+UNREADABLE: Final = frozenset({"ragged_line", "invalid_utf8", "invalid_json_line", "column_clash"})
+"""The codes of the faults of rows that have no values; those of others come from what a template makes of them."""
+
 csv.field_size_limit(ROW_BYTES)
 
 _T = TypeVar("_T")
@@ -74,10 +77,10 @@ class Source(Protocol):
     """Whether no other columns can turn up later."""
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
     ) -> Iterator[SourceRows]:
         """All rows in order; ``used`` are the columns that templates need, ``kept`` those that the target repeats,
-        ``reserved`` the names that the target adds."""
+        ``reserved`` the names that the target adds, ``rows`` how many are read at a time at most."""
 
 
 def open_source(file: SourceFile) -> Source:
@@ -125,11 +128,11 @@ class ParquetSource:
         _check_names(file.uri, self.columns)
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
     ) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
         with _readable(self.file), self.file.open() as stream:
-            for block in parquet_blocks(stream, self.schema, needed, ROWS):
+            for block in parquet_blocks(stream, self.schema, needed, rows):
                 yield SourceRows(block.select(kept), block.select([name for name in needed if name in used]))
 
 
@@ -159,12 +162,12 @@ class CsvSource:
         self.schema = pa.schema([(name, pa.string()) for name in self.columns])
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
     ) -> Iterator[SourceRows]:
         with _readable(self.file), self._open() as stream:
             records = self._records(stream)
             next(records, None)
-            for some in _blocks(records, lambda record: record.size):
+            for some in _blocks(records, lambda record: record.size, rows):
                 yield self._rows(some, used, kept)
 
     @contextmanager
@@ -229,18 +232,18 @@ class JsonlSource:
                 self.columns += [name for name in row if name not in self.columns]
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
     ) -> Iterator[SourceRows]:
         with _readable(self.file):
-            for lines in self._blocks():
+            for lines in self._blocks(rows):
                 yield self._rows(lines, reserved if kept == self.columns else ())
 
-    def _blocks(self) -> Iterator[list[tuple[int, bytes]]]:
+    def _blocks(self, rows: int = ROWS) -> Iterator[list[tuple[int, bytes]]]:
         """The lines that are not blank with their numbers, some thousand at a time."""
         with self.file.open() as raw, decompressed(raw, self.file.format.compression) as inner:
             lines = ((number, line.strip()) for number, line in enumerate(_without_mark(inner), start=1))
             lines = ((number, line) for number, line in lines if line)
-            yield from _blocks(lines, lambda line: len(line[1]))
+            yield from _blocks(lines, lambda line: len(line[1]), rows)
 
     def _rows(self, lines: list[tuple[int, bytes]], reserved: Sequence[str]) -> SourceRows:
         values: list[dict[str, Any]] = []
@@ -314,14 +317,14 @@ def _batch(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> pa.
     return pa.record_batch([columns[name] for name in names], names=list(names))
 
 
-def _blocks(rows: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+def _blocks(rows: Iterable[_T], size_of: Callable[[_T], int], most: int) -> Iterator[list[_T]]:
     """Rows in blocks, by their number and their sizes."""
     waiting: list[_T] = []
     size = 0
     for row in rows:
         waiting.append(row)
         size += size_of(row)
-        if len(waiting) >= ROWS or size >= BLOCK_BYTES:
+        if len(waiting) >= most or size >= BLOCK_BYTES:
             yield waiting
             waiting, size = [], 0
     if waiting:

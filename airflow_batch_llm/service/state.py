@@ -20,10 +20,13 @@ from airflow_batch_llm.store.duties import Duties
 from airflow_batch_llm.store.files import Files
 from airflow_batch_llm.store.index_files import IndexFiles
 from airflow_batch_llm.store.life import BatchLife
+from airflow_batch_llm.store.overview import Overviews
 from airflow_batch_llm.store.pauses import Pauses
+from airflow_batch_llm.store.stories import Stories
 from airflow_batch_llm.store.target_notes import TargetNotes
 from airflow_batch_llm.store.tokens import ALL_SCOPES, Tokens, new_token
 from airflow_batch_llm.store.watching import Watching
+from airflow_batch_llm.store.worker_load import WorkerLoad
 from airflow_batch_llm.store.workers import Workers
 
 LEAST_CHARACTERS: Final = 20
@@ -44,10 +47,13 @@ class ServiceState:
     life: BatchLife
     pauses: Pauses
     watching: Watching
+    stories: Stories
     target_notes: TargetNotes
     chunks: Chunks
     duties: Duties
     workers: Workers
+    worker_load: WorkerLoad
+    overviews: Overviews
     index_files: IndexFiles
 
     @classmethod
@@ -67,10 +73,13 @@ class ServiceState:
             life=BatchLife(database),
             pauses=Pauses(database),
             watching=Watching(database),
+            stories=Stories(database),
             target_notes=TargetNotes(database),
             chunks=Chunks(database),
             duties=Duties(database),
             workers=Workers(database),
+            worker_load=WorkerLoad(database),
+            overviews=Overviews(database),
             index_files=IndexFiles(database),
         )
         state._ensure_token()

@@ -161,6 +161,7 @@ def _common(create: BatchCreate) -> dict[str, Any]:
         **{name: getattr(create, name) for name in same},
         "window_seconds": window_seconds(create.completion_window) if create.completion_window else None,
         "output_seconds": create.output_expires_after.seconds if create.output_expires_after else None,
+        **(create.origin.model_dump() if create.origin else {}),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
@@ -16,7 +17,6 @@ from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.formats import DamagedError, FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
-from airflow_batch_llm.service.sources import ROWS
 from airflow_batch_llm.service.targets import read_manifest
 from airflow_batch_llm.storage.base import ChangedError, StorageTroubleError
 from airflow_batch_llm.storage.local_tree import OutsideError
@@ -25,6 +25,12 @@ from airflow_batch_llm.wire import Manifest, ResultRow, TargetFile
 _SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
 """The formats whose rows begin at a place in bytes."""
 _STATUSES: Final = frozenset(RowStatus)
+_DECODED: Final = 1_000
+"""Rows of Parquet that are decoded together: the longest page has as many."""
+_AT_ONCE: Final = 100
+"""Rows of Parquet that become Python's values together: a page has no use for thousands."""
+READ_AHEAD: Final = 1 << 18
+"""Bytes of a column of Parquet that are read at once, so that the rest of its row group is not read for a few rows."""
 _NOT_OURS: Final = (
     *(ValueError, TypeError, RecursionError, csv.Error, msgspec.MsgspecError, pa.ArrowException, DamagedError),
     *(ChangedError, FileNotFoundError, OutsideError),
@@ -42,15 +48,23 @@ class _UnreadableError(Exception):
         self.at_cursor = at_cursor
 
 
-def target_results(places: Places, record: Any, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
+ColumnChoice = Callable[[pa.Schema], tuple[list[str], dict[str, Any]]]
+"""Which columns of a Parquet target are read, and what stands for others."""
+
+
+def target_results(
+    places: Places, record: Any, first: int, offset: int, *, choice: ColumnChoice | None = None
+) -> Iterator[tuple[str, ResultRow]]:
     """The target's rows from number ``first`` on, each with a cursor; ``offset`` is where that row's bytes begin.
+
+    All columns of it, unless a ``choice`` says which ones are enough.
 
     Raises :class:`NotFoundError` where the target is gone, was edited or belongs to another batch by now, and
     :class:`InvalidRequestError` where no row begins there. Neither repeats anything of what was read.
     """
     manifest = Manifest.model_validate(record)
-    _check_standing(places, manifest)
-    return _rows(places, manifest, first, offset)
+    check_standing(places, manifest)
+    return _rows(places, manifest, first, offset, choice)
 
 
 def wrong_cursor(after: str | None) -> InvalidRequestError:
@@ -61,13 +75,16 @@ def wrong_cursor(after: str | None) -> InvalidRequestError:
     )
 
 
-def _rows(places: Places, manifest: Manifest, first: int, offset: int) -> Iterator[tuple[str, ResultRow]]:
+def _rows(
+    places: Places, manifest: Manifest, first: int, offset: int, choice: ColumnChoice | None
+) -> Iterator[tuple[str, ResultRow]]:
     begins = 0
     for file in manifest.files:
         ends = begins + file.rows
         if first < ends:
             try:
-                for row, (columns, end) in enumerate(_file_rows(places, file, first - begins, offset), start=first):
+                rows = _file_rows(places, file, first - begins, offset, choice)
+                for row, (columns, end) in enumerate(rows, start=first):
                     yield f"line-{row + 1}.{end if row + 1 < ends else 0}", _shown(row, columns)
             except _UnreadableError as error:
                 raise (wrong_cursor(f"line-{first}.{offset}") if error.at_cursor else _gone(manifest)) from error
@@ -79,8 +96,11 @@ def _shown(row: int, columns: dict[str, Any]) -> ResultRow:
     return ResultRow(row=row, status=columns["llm_status"], columns=columns)
 
 
-def _check_standing(places: Places, manifest: Manifest) -> None:
+def check_standing(places: Places, manifest: Manifest) -> None:
+    """Raises :class:`NotFoundError` where the target is not that batch's any more."""
     uri = manifest.files[0].uri
+    if not places.have(uri):
+        raise _gone(manifest)
     tree = places.tree(uri)
     standing = read_manifest(tree, manifest.uri)
     if standing is None or standing.batch_id != manifest.batch_id or tree.stat(uri) is None:
@@ -95,12 +115,31 @@ def _gone(manifest: Manifest) -> NotFoundError:
     )
 
 
-def _file_rows(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
+@contextmanager
+def opened_target(places: Places, manifest: Manifest, file: TargetFile) -> Iterator[BinaryIO]:
+    """The bytes of one file of a target.
+
+    Raises :class:`NotFoundError` where it is gone, is not as its batch wrote it, or lies where the team may not read
+    any more.
+    """
+    tree = places.tree(file.uri)
+    try:
+        entry = tree.stat(file.uri) if places.have(file.uri) else None
+        if entry is not None and entry.size == file.bytes:
+            with tree.open(entry) as stream:
+                yield stream
+            return
+    except (ChangedError, FileNotFoundError, OutsideError) as error:
+        raise _gone(manifest) from error
+    raise _gone(manifest)
+
+
+def _file_rows(places: Places, file: TargetFile, first: int, offset: int, choice: ColumnChoice | None) -> _Rows:
     """The rows of one file from its row ``first`` on, which begins at ``offset`` where that is not 0; all of them."""
     left = file.rows - first
     seeks = offset > 0 and FileFormat.of_name(file.uri) in _SEEKABLE
     try:
-        for columns, end in islice(_read(places, file, first, offset if seeks else 0), left):
+        for columns, end in islice(_read(places, file, first, offset if seeks else 0, choice), left):
             if columns.get("llm_status") not in _STATUSES:
                 raise _UnreadableError(at_cursor=seeks)
             left -= 1
@@ -115,7 +154,7 @@ def _file_rows(places: Places, file: TargetFile, first: int, offset: int) -> _Ro
         raise _UnreadableError(at_cursor=seeks)
 
 
-def _read(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
+def _read(places: Places, file: TargetFile, first: int, offset: int, choice: ColumnChoice | None) -> _Rows:
     tree = places.tree(file.uri)
     entry = tree.stat(file.uri)
     form = FileFormat.of_name(file.uri)
@@ -123,7 +162,7 @@ def _read(places: Places, file: TargetFile, first: int, offset: int) -> _Rows:
         raise _UnreadableError
     with tree.open(entry) as stream:
         if form.kind == "parquet":
-            yield from _parquet_rows(stream, first)
+            yield from _parquet_rows(stream, first, choice)
             return
         if offset:
             _check_begins(stream, offset, entry.size)
@@ -171,15 +210,17 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def _parquet_rows(stream: BinaryIO, first: int) -> _Rows:
-    with pq.ParquetFile(stream) as file:
+def _parquet_rows(stream: BinaryIO, first: int, choice: ColumnChoice | None) -> _Rows:
+    with pq.ParquetFile(stream, buffer_size=READ_AHEAD, pre_buffer=False) as file:
         groups, skipped = _groups_from(file.metadata, first)
+        read, instead = (None, {}) if choice is None else choice(file.schema_arrow)
         skip = first - skipped
-        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups):
+        for batch in file.iter_batches(_DECODED, row_groups=groups, columns=read, use_threads=False):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
-            for row in _readable(wanted).to_pylist():
-                yield _as_json(row), 0
+            for start in range(0, wanted.num_rows, _AT_ONCE):
+                for row in readable(wanted.slice(start, _AT_ONCE)).to_pylist():
+                    yield _as_json(row | instead), 0
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
@@ -215,7 +256,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
+def readable(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with those columns as text that Python has no values for (nanoseconds, the year 30000)."""
     return pa.record_batch([_as_text_if_needed(column) for column in batch.columns], names=batch.schema.names)
 

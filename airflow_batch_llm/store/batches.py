@@ -26,16 +26,20 @@ from sqlalchemy import (
 from airflow_batch_llm.clock import from_unix
 from airflow_batch_llm.errors import ConflictError, NotFoundError
 from airflow_batch_llm.models import ENDED, BatchStatus, DutyKind
+from airflow_batch_llm.store.acts import note_act
 from airflow_batch_llm.store.database import Database, tried_again
 from airflow_batch_llm.store.duties import add_duty
 from airflow_batch_llm.store.files import held_file, hold_sources
 from airflow_batch_llm.store.life import settle
 from airflow_batch_llm.store.locks import lock_batch, lock_batch_whole
-from airflow_batch_llm.store.tables import attempts, batches, chunks, duties, files, index_batches, parts
+from airflow_batch_llm.store.tables import acts, attempts, batches, chunks, duties, files, index_batches, parts
 from airflow_batch_llm.wire import window_seconds
 
 RATE_SECONDS: Final = 60.0
 """Over how long the rate of a batch is taken: long enough to smooth the flushes of parts."""
+
+ORIGIN: Final = ("deployment", "dag_id", "task_id", "run_id", "map_index")
+"""Where in Airflow a batch comes from; all of them or none."""
 
 _SUPERSEDED_BY_NEW_GENERATION: Final = frozenset(
     {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED, BatchStatus.CANCELLING}
@@ -44,6 +48,7 @@ _RETRIED: Final = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchSt
 _REPEATED: Final = (
     *("key", "series", "group", "holder", "content_sha256", "endpoint", "model", "dataset", "input_file_id"),
     *("completion_window", "output_seconds", "metadata", "priority", "fair_group", "reuse"),
+    *ORIGIN,
 )
 """What a retry has in common with the batch that it repeats. A deadline has passed, or is not to be met twice."""
 _CANCELLABLE: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING)
@@ -78,6 +83,11 @@ class NewBatch:
     dry_run: bool = False
     canary_rows: int | None = None
     pause_unwatched_after: int | None = None
+    deployment: str | None = None
+    dag_id: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    map_index: int | None = None
     """In seconds: it is paused when nobody has watched it for so long."""
     on_changed: str = "fail"
     """What is done about a batch of other content under the key: see :meth:`Batches.submit`."""
@@ -98,11 +108,12 @@ class Batches:
         self._database = database
 
     @tried_again
-    def submit(self, team: str, new: NewBatch) -> Mapping[str, Any]:
+    def submit(self, team: str, new: NewBatch, *, by: str | None = None) -> Mapping[str, Any]:
         """Stores a batch, or finds the one that lives (or completed) under its key, and makes ``holder`` its holder.
 
         Living batches of the same series under other keys are cancelled. Where the key is taken by a batch of other
         content, that gives way to a new generation if ``on_changed`` is ``resubmit``; else ConflictError is raised.
+        ``by`` is who did it, for the new batch and for those that it ends.
         """
         batch_id = f"batch_{uuid.uuid4().hex}"
         key = new.key or batch_id
@@ -113,10 +124,11 @@ class Batches:
             if last is not None and last.status not in _SUPERSEDED_BY_NEW_GENERATION:
                 if last.content_sha256 == new.content_sha256 or new.on_changed == "fail":
                     return self._attach(connection, last, new)
-                self._cancel(connection, last.id)
+                self._cancel(connection, last.id, by)
             generation = last.generation + 1 if last is not None else 1
             self._insert(connection, team, batch_id, key, generation, new)
-            self._take_over(connection, team, new, batch_id)
+            note_act(connection, self._database, batch_id, "submit", by)
+            self._take_over(connection, team, new, batch_id, by)
             return self._row(connection, batch_id)
 
     def get(self, team: str, batch_id: str) -> Mapping[str, Any]:
@@ -153,7 +165,7 @@ class Batches:
 
     def rates(self, batch_ids: Sequence[str]) -> dict[str, Rate]:
         """The pace over the last minute of those of at most a page of batches that have one, in one query."""
-        now = self._database.now()
+        now = select(self._database.now()).scalar_subquery()  # Postgres uses no index for the clock itself
         query = (
             select(
                 parts.c.batch_id,
@@ -170,7 +182,9 @@ class Batches:
         return {batch_id: _rate(float(rows), float(tokens), age) for batch_id, rows, tokens, age in found if rows}
 
     @tried_again
-    def cancel(self, team: str, batch_id: str, *, holder: str | None = None) -> Mapping[str, Any]:
+    def cancel(
+        self, team: str, batch_id: str, *, holder: str | None = None, by: str | None = None
+    ) -> Mapping[str, Any]:
         """Asks for the end of a batch; one that is ending or has ended stays as it is.
 
         Raises :class:`ConflictError` if ``holder`` is given and holds the batch no longer.
@@ -183,14 +197,15 @@ class Batches:
                     code="holder_changed",
                     param="holder",
                 )
-            self._cancel(connection, batch_id)
+            self._cancel(connection, batch_id, by)
             return self._row(connection, batch_id)
 
     @tried_again
-    def retry(self, team: str, batch_id: str) -> Mapping[str, Any]:
+    def retry(self, team: str, batch_id: str, *, by: str | None = None) -> Mapping[str, Any]:
         """A new generation of a batch that ended with rows undone or failed; it asks for those alone.
 
-        Said twice it opens one: the second call finds the new generation. Raises :class:`ConflictError` for a batch
+        Said twice it opens one: the second call finds the new generation. As an act it is noted with both: what
+        became of the one, and how the other came to be. Raises :class:`ConflictError` for a batch
         that is not the last of its generations or has nothing to be done again.
         """
         key, series = (self.get(team, batch_id)[name] for name in ("key", "series"))
@@ -206,6 +221,8 @@ class Batches:
             window = window_seconds(batch.completion_window) if batch.completion_window else None
             ends = None if window is None else self._database.now() + window
             self._store(connection, new_id, batch.generation + 1, values | {"team": team, "expires_at": ends})
+            for retried in (batch_id, new_id):
+                note_act(connection, self._database, retried, "retry", by)
             return self._row(connection, new_id)
 
     @tried_again
@@ -320,7 +337,7 @@ class Batches:
         )
         add_duty(connection, batch_id, DutyKind.PLAN)
 
-    def _take_over(self, connection: Connection, team: str, new: NewBatch, newest: str) -> None:
+    def _take_over(self, connection: Connection, team: str, new: NewBatch, newest: str, by: str | None) -> None:
         """Ends what lives of the series, whose target is the newest's from now on.
 
         A generation before it, under the same key, has ended when the newest is planned: it may still write.
@@ -338,14 +355,16 @@ class Batches:
         connection.execute(update(batches).where(batches.c.id.in_(others)).values(superseded=True))
         for batch in older:
             if batch.status in _CANCELLABLE:
-                self._cancel(connection, batch.id)
+                self._cancel(connection, batch.id, by)
 
-    def _cancel(self, connection: Connection, batch_id: str) -> None:
-        connection.execute(
+    def _cancel(self, connection: Connection, batch_id: str, by: str | None) -> None:
+        changed = connection.execute(
             update(batches)
             .where(batches.c.id == batch_id, batches.c.status.in_(_CANCELLABLE))
             .values(status=BatchStatus.CANCELLING, cancelling_at=self._database.now(), paused=None)
         )
+        if changed.rowcount:
+            note_act(connection, self._database, batch_id, "cancel", by)
         settle(connection, self._database, batch_id)
 
     def _row(self, connection: Connection, batch_id: str) -> Mapping[str, Any]:
@@ -356,7 +375,7 @@ def forget_batch(connection: Connection, batch_id: str) -> None:
     """Deletes a batch's record with all that hangs on it, but for its files, in a transaction of the caller's."""
     of_batch = select(chunks.c.id).where(chunks.c.batch_id == batch_id)
     connection.execute(delete(attempts).where(attempts.c.chunk_id.in_(of_batch)))
-    for table in (parts, chunks, duties, index_batches):
+    for table in (parts, chunks, duties, index_batches, acts):
         connection.execute(delete(table).where(table.c.batch_id == batch_id))
     connection.execute(delete(batches).where(batches.c.id == batch_id))
 

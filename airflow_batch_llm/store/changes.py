@@ -37,7 +37,7 @@ _CHANGING: Final = (
 """What every change of a batch touches: nothing else changes unless one of these does in the same transaction."""
 
 # Joined by the database: to fetch the columns one by one costs four times as much.
-_STATE: Final = functools.reduce(
+STATE: Final = functools.reduce(
     operator.add, (func.coalesce(cast(column, Text), "") + "\n" for column in _CHANGING)
 ).label("state")
 
@@ -76,9 +76,9 @@ class BatchChanges:
         found = {}
         with self._database.reading() as connection:
             for ids in id_slices(batch_ids):
-                query = select(batches.c.id, batches.c.team, _STATE).where(batches.c.id.in_(ids))
+                query = select(batches.c.id, batches.c.team, STATE).where(batches.c.id.in_(ids))
                 for batch_id, team, state in connection.execute(query).tuples():
-                    found[batch_id] = Seen(team, _version(state))
+                    found[batch_id] = Seen(team, version_of(state))
         return found
 
     def differing(self, team: str, statuses: str, *, limit: int | None = None) -> list[str]:
@@ -100,12 +100,13 @@ class BatchChanges:
         found: list[tuple[str, Mapping[str, Any]]] = []
         with self._database.reading() as connection:
             for ids in id_slices(batch_ids):
-                query = select(batches, _STATE).where(batches.c.id.in_(ids), batches.c.team == team)
-                found += [(_version(row.state), row._asdict()) for row in connection.execute(query)]
+                query = select(batches, STATE).where(batches.c.id.in_(ids), batches.c.team == team)
+                found += [(version_of(row.state), row._asdict()) for row in connection.execute(query)]
         return found
 
 
-def _version(state: str) -> str:
+def version_of(state: str) -> str:
+    """The version of a batch whose ``STATE`` was selected with its other columns."""
     status, _, _ = state.partition("\n")
     return f"{status}.{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 

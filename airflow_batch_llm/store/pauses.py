@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from airflow_batch_llm.errors import ConflictError
 from airflow_batch_llm.models import BatchStatus, ChunkState, PauseReason
+from airflow_batch_llm.store.acts import note_act
 from airflow_batch_llm.store.batches import no_such_batch
 from airflow_batch_llm.store.canaries import pass_canary
 from airflow_batch_llm.store.database import Database, tried_again
@@ -31,7 +32,7 @@ class Pauses:
         self._database = database
 
     @tried_again
-    def pause(self, team: str, batch_id: str, reason: PauseReason) -> Mapping[str, Any]:
+    def pause(self, team: str, batch_id: str, reason: PauseReason, *, by: str | None = None) -> Mapping[str, Any]:
         """Holds a batch back from here on: a claim that begins afterwards gets none of its chunks.
 
         Of a batch that is paused already the first reason stays, but what a person asks for replaces it: then nothing
@@ -43,10 +44,14 @@ class Pauses:
                 hold_chunks(connection, batch_id)
             if batch.paused is None or reason == PauseReason.REQUESTED:
                 connection.execute(update(batches).where(batches.c.id == batch_id).values(paused=reason))
+                if batch.paused != reason:
+                    note_act(connection, self._database, batch_id, "pause", by)
             return _record(connection, batch_id)
 
     @tried_again
-    def resume(self, team: str, batch_id: str, *, reason: PauseReason | None = None) -> Mapping[str, Any]:
+    def resume(
+        self, team: str, batch_id: str, *, reason: PauseReason | None = None, by: str | None = None
+    ) -> Mapping[str, Any]:
         """Lets a batch go on; one that is not paused stays as it is.
 
         With a ``reason`` only one that is paused for that; without one, as a person asks, it goes on whether anybody
@@ -57,6 +62,7 @@ class Pauses:
             lock_turns(connection, self._database, batch_id)
             batch = _locked(connection, team, batch_id, "resumed")
             if batch.paused is not None and reason in (None, batch.paused):
+                note_act(connection, self._database, batch_id, "resume", by)
                 self._let_go_on(connection, batch)
                 if reason is None:
                     connection.execute(update(batches).where(batches.c.id == batch_id).values(unwatched_at=None))

@@ -71,6 +71,10 @@ files: Final = Table(
     Index(None, "dropped_at", "expires_at"),
 )
 
+_OVERVIEW: Final = ("status", "paused", "dag_id", "priority", "raised", "expires_at")
+"""What batches are mostly filtered, counted and ordered by: with it in the index, that reads none of their records. A
+model's name does not fit as well: Postgres takes 2,704 bytes in an index, and names are up to 512 characters."""
+
 batches: Final = Table(
     "batches",
     metadata,
@@ -133,13 +137,19 @@ batches: Final = Table(
     Column("engine_identity", String(128)),
     Column("rows_duplicate", BigInteger, nullable=False, server_default="0"),
     Column("rows_reused", BigInteger, nullable=False, server_default="0"),
+    Column("deployment", String(512)),
+    Column("dag_id", String(512)),
+    Column("task_id", String(512)),
+    Column("run_id", String(512)),
+    Column("map_index", Integer),
     Column("staged_dropped_at", Double),
     Column("bytes_dropped_at", Double),
     UniqueConstraint("team", "key", "generation"),
-    Index(None, "team", "created_at"),
     Index(None, "team", "series"),
     Index(None, "team", "fair_group", "status"),
     Index(None, "team", "group", "created_at"),
+    Index(None, "team", "run_id", "dag_id"),
+    Index("ix_batches_overview", "team", "created_at", "id", *_OVERVIEW),
     Index(None, "status"),
     Index(None, "staged_dropped_at"),
     Index(None, "bytes_dropped_at"),
@@ -222,8 +232,24 @@ parts: Final = Table(
     Column("gpu_seconds", Double, nullable=False),
     Column("committed_at", Double, nullable=False),
     Column("place", Integer, nullable=False, server_default="0"),
-    Index(None, "batch_id", "committed_at"),
+    # With all that is added up over times, so that no part itself is read: half the cost for tens of thousands.
+    Index(
+        "ix_parts_batch_id_committed_at",
+        *("batch_id", "committed_at", "rows", "rows_failed", "prompt_tokens", "completion_tokens"),
+    ),
     Index(None, "batch_id", "place"),
+    Index(None, "committed_at"),
+)
+
+acts: Final = Table(
+    "acts",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("batch_id", String(64), ForeignKey(batches.c.id), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("act", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Index(None, "batch_id", "id"),
 )
 
 workers: Final = Table(

@@ -29,6 +29,13 @@ class Access:
     scopes: frozenset[Scope]
     all_teams: bool = False
     """Whether a worker that holds it does the chunks of all teams."""
+    name: str = ""
+    """What the token is called, which stands for who acts with it and does not say who that is."""
+
+    @property
+    def sees_all_teams(self) -> bool:
+        """Whether it may look at, and do, what is any team's, one at a time."""
+        return self.all_teams and Scope.ADMIN in self.scopes
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
@@ -110,7 +117,7 @@ class Tokens:
             found = connection.execute(query).first()
         if found is None or not hmac.compare_digest(found.sha256, sha256):
             return None
-        return Access(found.team, frozenset(_scopes(found.scopes)), found.all_teams)
+        return Access(found.team, frozenset(_scopes(found.scopes)), found.all_teams, found.name)
 
     def all(self) -> list[TokenRecord]:
         """Every token there ever was, revoked ones too, in the order in which they were made."""

@@ -23,9 +23,11 @@ from airflow.providers.common.ai.exceptions import (
 )
 from airflow.providers.common.ai.operators.llm_batch import LLMBatchOperator
 from airflow.sdk import Connection, ObjectStoragePath
+from conftest import task_instance
 from pydantic import BaseModel
 
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError
+from airflow_batch_llm.hooks import common_ai
 from airflow_batch_llm.hooks.common_ai import PoolBatchAdapter
 from airflow_batch_llm.hooks.common_ai_rows import result_item
 from tests.service.answering import AnsweringWorker
@@ -74,6 +76,17 @@ def answer(service: Any, *, failing: Container[int] = ()) -> None:
 def sent(service: Any, batch_id: str) -> list[dict[str, Any]]:
     """The request lines of a batch as the service has them."""
     return [json.loads(line) for line in service.client.file_lines(service.client.get(batch_id).input_file_id)]
+
+
+def test_a_batch_says_which_task_it_comes_from_where_a_task_submits_it(
+    service: Any, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = service.client.get(submit(adapter, prompts(1)).batch_id)
+    monkeypatch.setattr(common_ai, "get_current_context", lambda: {"ti": task_instance()})
+    inside = service.client.get(submit(adapter, prompts(1), idempotency_key="k").batch_id)
+    assert outside.origin is None
+    assert inside.origin is not None
+    assert (inside.origin.dag_id, inside.origin.task_id, inside.origin.run_id) == ("reviews", "classify", "manual__1")
 
 
 def test_common_ai_finds_the_adapter_by_its_entry_point() -> None:

@@ -113,3 +113,5 @@ def test_the_pools_own_adapter_submits_under_a_key(run: Run, pool: Pool) -> None
         batch = client.get(run.xcom("adapter_text")["batch_id"])
     assert batch.key is not None
     assert "/common.ai/" in batch.key
+    assert batch.origin is not None
+    assert (batch.origin.dag_id, batch.origin.task_id, batch.origin.run_id) == (DAG, "adapter_text", run.run_id)

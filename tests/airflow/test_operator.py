@@ -180,6 +180,16 @@ def test_the_batches_of_a_dag_run_have_its_group(connected: Any) -> None:
     assert len(list(connected.client.of_group(group))) == 2
 
 
+def test_a_batch_says_which_task_instance_it_comes_from(connected: Any) -> None:
+    deferred(task_instance(map_index=3))
+    [batch] = connected.client.list().data
+    assert batch.origin is not None
+    assert batch.origin.model_dump(exclude={"deployment"}) == {
+        "dag_id": "reviews", "task_id": "classify", "run_id": "manual__1", "map_index": 3
+    }  # fmt: skip
+    assert (batch.series or "").startswith(f"{batch.origin.deployment}/reviews/")
+
+
 def test_a_worker_that_waits_says_how_far_the_batch_is_and_how_it_ended(connected: Any) -> None:
     pushed: list[dict[str, Any]] = []
     shown = threading.Event()

@@ -46,8 +46,9 @@ class Call:
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
-    def make(self, http: httpx.Client, about: Things, token: str | None) -> httpx.Response:
-        sent = self.sends(about)
+    def make(self, http: httpx.Client, about: Things, token: str | None, *, team: str | None = None) -> httpx.Response:
+        """Makes the call, with ``?team=`` where a team is given."""
+        sent = self.sends(about) | ({} if team is None else {"params": {"team": team}})
         headers = sent.pop("headers", {}) | ({} if token is None else {"Authorization": f"Bearer {token}"})
         return http.request(self.method, self.path.format(**asdict(about)), headers=headers, **sent)
 
@@ -59,6 +60,10 @@ def _batch(there: Things) -> dict[str, Any]:
 
 def _watch(there: Things) -> dict[str, Any]:
     return {"json": {"batches": {there.batch_id: None, there.running_id: None}}}
+
+
+def _overview(_: Things) -> dict[str, Any]:
+    return {"json": {"visible_dag_ids": None, "search": "batch"}}
 
 
 def _upload(_: Things) -> dict[str, Any]:
@@ -90,6 +95,8 @@ def _release(there: Things) -> dict[str, Any]:
 ATTEMPT = "/worker/v1/chunks/{chunk_id}/attempts/{attempt}"
 CALLS = [
     Call("GET", "/v1/models", READ, "200", "200"),
+    Call("GET", "/v1/whoami", READ, "200", "200"),
+    Call("GET", "/v1/workers", READ, "200", "200"),
     Call("GET", "/v1/batches", READ, "200", "200"),
     Call("POST", "/v1/batches", SUBMIT, "200", NO_FILE, _batch),
     Call("GET", "/v1/batches/{batch_id}", READ, "200", NO_BATCH),
@@ -99,8 +106,13 @@ CALLS = [
     Call("POST", "/v1/batches/{batch_id}/pause", SUBMIT, "409 batch_ending", NO_BATCH),
     Call("POST", "/v1/batches/{batch_id}/resume", SUBMIT, "409 batch_ending", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/results", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/rows", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/answers", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/download", READ, "200", NO_BATCH),
     Call("GET", "/v1/batches/{batch_id}/events", READ, "200", NO_BATCH),
+    Call("GET", "/v1/batches/{batch_id}/report", READ, "200", NO_BATCH),
     Call("POST", "/v1/batches/watch", READ, "200", "200", _watch),
+    Call("POST", "/v1/batches/overview", READ, "200", "200", _overview),
     Call("GET", "/v1/files", READ, "200", "200"),
     Call("POST", "/v1/files", SUBMIT, "200", "200", _upload),
     Call("GET", "/v1/files/{file_id}", READ, "200", NO_FILE),
@@ -119,7 +131,15 @@ CALLS = [
 ]
 """``other`` is 200 where a call is about no thing: then what it shows must be the caller's own."""
 
-WHO = ("no token", "a wrong token", "a revoked token", "without the scope", "another team", "its owner")
+WHO = (
+    "no token",
+    "a wrong token",
+    "a revoked token",
+    "without the scope",
+    "another team",
+    "another team, ?team=",
+    "its owner",
+)
 
 
 @dataclass(frozen=True)
@@ -142,19 +162,22 @@ def ask(service: RunningService, call: Call) -> Asked:
     tokens = dict(
         zip(
             WHO,
-            (None, "bl-wrong", revoked_token(service, RED), token_of(service, RED, *lacking), other, owner),
+            (None, "bl-wrong", revoked_token(service, RED), token_of(service, RED, *lacking), other, other, owner),
             strict=True,
         )
     )
     with httpx.Client(base_url=service.url) as http:
         about_nothing = call.make(http, NOTHING, other)
-        heard = {who: call.make(http, things, token) for who, token in tokens.items()}
+        heard = {
+            who: call.make(http, things, token, team=RED if who.endswith("?team=") else None)
+            for who, token in tokens.items()
+        }
     return Asked(things, heard, about_nothing)
 
 
 def expected(call: Call) -> list[str]:
     refused = "401 invalid_api_key"
-    return [refused, refused, refused, "403 insufficient_scope", call.other, call.own]
+    return [refused, refused, refused, "403 insufficient_scope", call.other, "403 team_not_allowed", call.own]
 
 
 def heard_as(response: httpx.Response) -> str:

@@ -9,30 +9,90 @@ from pathlib import Path
 import httpx
 import pytest
 
+from airflow_batch_llm import __version__
 from airflow_batch_llm.client.batch_client import BatchClient
 from airflow_batch_llm.errors import NoAnswerError, NotFoundError, UnauthorizedError
 from airflow_batch_llm.models import Scope
+from airflow_batch_llm.service import page_routes
 from airflow_batch_llm.service.app import create_app
 from tests.conftest import RunningService
-from tests.service.access_table import CALLS, OPEN, Call, ask, expected
+from tests.service.access_table import CALLS, OPEN, READ, Call, ask, expected, heard_as
 from tests.service.test_service_bad_input import submit, write
-from tests.service.two_teams import MARK, NOTHING, token_of
+from tests.service.test_service_pages import PAGE
+from tests.service.two_teams import BLUE, MARK, NOTHING, RED, USUAL, red_things, token_of
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_call_answers_its_owner_alone_and_tells_nobody_else_anything(service: RunningService, call: Call) -> None:
     asked = ask(service, call)
     assert asked.answers() == expected(call)
-    other = asked.heard["another team"].text
-    assert asked.things.unnamed(other) == NOTHING.unnamed(asked.about_nothing.text) or _names_new_things(call)
+    other, nothing = (_timeless(said.text) for said in (asked.heard["another team"], asked.about_nothing))
+    same = other == nothing or asked.things.unnamed(other) == NOTHING.unnamed(nothing)
+    assert same or _names_new_things(call)
     assert MARK not in other
     asked_for = str(asked.heard["another team"].request.url) + str(call.sends(asked.things))
     assert [found for found in asked.things.ids[:-1] if found in other and found not in asked_for] == []
 
 
+def _timeless(text: str) -> str:
+    """The text without the time of its making."""
+    return re.sub(r'"at":[0-9.]+', "", text)
+
+
 def _names_new_things(call: Call) -> bool:
     """Whether each answer has an id of its own in it."""
     return (call.method, call.path) in {("POST", "/v1/files"), ("POST", "/worker/v1/register")}
+
+
+def test_no_token_names_another_team_in_any_call_but_that_of_an_admin_of_all_teams(
+    standing_service: RunningService,
+) -> None:
+    """Not a team's own admin, nor a worker of all teams; and that admin in calls of clients alone."""
+    tokens = {
+        "admin": token_of(standing_service, BLUE, *Scope),
+        "worker": token_of(standing_service, BLUE, *USUAL, all_teams=True),
+    }
+    admin = token_of(standing_service, BLUE, Scope.ADMIN, all_teams=True)
+    with httpx.Client(base_url=standing_service.url) as http:
+        for call in CALLS:
+            heard = {who: heard_as(call.make(http, NOTHING, token, team=RED)) for who, token in tokens.items()}
+            assert heard == dict.fromkeys(tokens, "403 team_not_allowed"), call
+            allowed = heard_as(call.make(http, NOTHING, admin, team=RED))
+            assert (allowed == "403 team_not_allowed") == (not call.path.startswith("/v1/")), call
+
+
+def test_an_admin_of_all_teams_hears_what_the_team_that_he_names_hears(service: RunningService) -> None:
+    things = red_things(service, token_of(service, RED))
+    admin = token_of(service, BLUE, Scope.ADMIN, all_teams=True)
+    asked = [call for call in CALLS if call.path.startswith("/v1/") and (call.scope == READ or call.other != "200")]
+    asked = [call for call in asked if call.method != "DELETE"]  # after which there is nothing for others to find
+    with httpx.Client(base_url=service.url) as http:
+        heard = {str(call): heard_as(call.make(http, things, admin, team=RED)) for call in asked}
+    assert heard == {str(call): call.own for call in asked}
+
+
+def test_an_admin_of_all_teams_sees_one_team_at_a_time(service: RunningService) -> None:
+    things = red_things(service, token_of(service, RED))
+    headers = {"Authorization": f"Bearer {token_of(service, BLUE, Scope.ADMIN, all_teams=True)}"}
+    with httpx.Client(base_url=service.url, headers=headers) as http:
+        path = f"/v1/batches/{things.batch_id}"
+        seen = {team: http.get(path, params=team and {"team": team}).status_code for team in (None, BLUE, RED)}
+        assert http.get(path, params={"team": ""}).status_code == 400
+        told = http.get("/v1/whoami", params={"team": RED}).json()
+        assert (told["name"], told["team"], told["teams"]) == ("test", RED, sorted({*told["teams"], RED, BLUE}))
+    assert seen == {None: 404, BLUE: 404, RED: 200}
+
+
+def test_a_token_is_told_what_it_opens_and_no_other_team(service: RunningService) -> None:
+    red_things(service, token_of(service, RED))
+    headers = {"Authorization": f"Bearer {token_of(service, BLUE, Scope.READ, Scope.SUBMIT)}"}
+    with httpx.Client(base_url=service.url, headers=headers) as http:
+        told = http.get("/v1/whoami", params={"team": BLUE}).json()
+        overview = http.post("/v1/batches/overview", json={}).json()
+    assert told == {
+        "name": "test", "team": BLUE, "scopes": ["read", "submit"], "teams": [BLUE], "version": __version__
+    }  # fmt: skip
+    assert overview["teams"] == []
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
@@ -72,9 +132,10 @@ def test_nothing_but_health_and_the_description_is_told_without_a_token(
             for method in getattr(route, "methods", None) or ():
                 response = http.request(method, getattr(route, "path", ""))
                 told |= {getattr(route, "path", "")} if response.status_code != 401 else set()
-        assert http.get("/v1/nope").status_code == http.get("/").status_code == 401
+        assert http.get("/v1/nope").status_code == http.get("/ui/api/v1/batches", headers=PAGE).status_code == 401
         assert http.get("/healthz").json()["status"] == "ok"
-    assert told == {"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+    pages = {getattr(route, "path", "") for route in page_routes.router.routes}
+    assert told - pages == {"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 
 
 def test_the_token_is_readable_by_its_owner_only_and_stored_hashed(standing_service: RunningService) -> None:

@@ -75,6 +75,7 @@ def test_a_store_of_the_first_version_is_brought_forward_with_all_that_is_in_it(
     assert (batch["rows_total"], batch["prompt_tokens"], batch["input_file_id"]) == (7, 70, "file-1")
     assert (batch["expiring"], batch["reasoning_tokens"], batch["deadline"]) == (False, 0, None)
     assert (batch["fair_group"], batch["raised"], batch["paused"]) == ("batch_1", False, None)
+    assert {batch[name] for name in ("deployment", "dag_id", "task_id", "run_id", "map_index")} == {None}
     assert Workers(database).body_fields("default", "/v1/chat/completions") is None
     with database.reading() as connection:
         assert set(connection.scalars(text("SELECT reasoning_tokens FROM parts"))) == {0}

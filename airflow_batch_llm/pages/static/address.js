@@ -24,7 +24,7 @@ function useOwnHistory() {
   const go = useCallback((changes, { replace = false } = {}) => {
     const next = searchOf(changed(new URLSearchParams(location.search), changes));
     history[replace ? "replaceState" : "pushState"](null, "", location.pathname + next);
-    setSearch(next);
+    dispatchEvent(new PopStateEvent("popstate")); // for everything that follows the address, not this component alone
   }, []);
   return [new URLSearchParams(search), go];
 }

@@ -19,7 +19,8 @@ const TABS = { overview: "Overview", rows: "Rows", attempts: "Attempts", spec: "
 const PHASES = { planning: "Planning", waiting: "Waiting for its first rows", running: "Running", assembling: "Assembling" };
 const ACT_WORDS = { submit: "submitted it", cancel: "cancelled it", retry: "retried it", pause: "paused it", resume: "resumed it" };
 
-export function BatchPage({ batchId, host, may }) {
+/** `placed` says that the host's own page says already where the batch comes from. */
+export function BatchPage({ batchId, host, may, placed = false }) {
   const [params] = useAddress();
   const { answer: report, error } = useLive(
     ({ version, wait, signal }) => call(`batches/${encodeURIComponent(batchId)}/report`, { params: { version, wait: wait || null }, signal }),
@@ -27,10 +28,10 @@ export function BatchPage({ batchId, host, may }) {
   );
   const now = useNow(report?.at);
   if (!report || report.batch?.id !== batchId) return error ? h(Trouble, { error }) : h(Loading, { what: `batch ${batchId}` });
-  return h(Batch, { report, error, now, host, may: may && report.may_act !== false });
+  return h(Batch, { report, error, now, host, placed, may: may && report.may_act !== false });
 }
 
-function Batch({ report, error, now, host, may }) {
+function Batch({ report, error, now, host, placed, may }) {
   const [params, go] = useAddress();
   const [said, say] = useState(null);
   const { batch } = report;
@@ -48,7 +49,7 @@ function Batch({ report, error, now, host, may }) {
       { className: "blm-batch-head" },
       h("div", null,
         h("h2", null, h(StatusBadge, { batch }), " ", h("span", { className: "blm-id" }, batch.id)),
-        h("div", { className: "blm-batch-place" }, h(OriginText, { origin: batch.origin, linked: host === "airflow" }))),
+        !placed && h("div", { className: "blm-batch-place" }, h(OriginText, { origin: batch.origin, linked: host === "airflow" }))),
       h(Acts, { batch, may, onDone }),
     ),
     h("p", { className: "blm-hidden", role: "status" }, said),

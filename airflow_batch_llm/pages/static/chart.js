@@ -28,17 +28,38 @@ export function points(timeline, from, until) {
   return series;
 }
 
+/** Seconds: workers hand in their rows every other second, so a shorter bar would be one of them or none. */
+const LEAST_BAR = 5;
+const LEAST_BARS = 12;
+
+/** The same with several points as one, so that each says something of the speed. */
+function grouped(series, step) {
+  const size = Math.min(Math.ceil(LEAST_BAR / step), Math.max(1, Math.floor(series.length / LEAST_BARS)));
+  const groups = [];
+  for (let place = 0; place < series.length; place += size) {
+    const some = series.slice(place, place + size);
+    const tokens = some.reduce((sum, point) => sum + point.tokens, 0) / some.length;
+    groups.push({ ...some.at(-1), at: some[0].at, tokens });
+  }
+  return { bars: groups, barStep: step * size };
+}
+
 export function ProgressCharts({ timeline, total, known, from, until, ended }) {
   const [looked, look] = useState(null);
   const step = timeline.bucket_seconds;
   const series = points(timeline, from, until).map((point) => ({ ...point, rows: point.rows + known }));
-  const at = looked === null ? null : series[Math.min(looked, series.length - 1)];
-  const shared = { series, looked, look, step, until };
+  const { bars, barStep } = grouped(series, step);
+  const most = Math.max(0, ...bars.map((bar) => bar.tokens));
+  const at = looked && looked.series.findLast((point) => point.at <= looked.at);
+  const shared = { looked: looked?.at ?? null, until };
   return h(
     "div",
     { className: "blm-charts" },
     h(Chart, {
       ...shared,
+      series,
+      step,
+      look: (moment) => look(moment === null ? null : { at: moment, series: bars }),
       title: "Rows done",
       value: (point) => point.rows,
       most: total || 1,
@@ -48,18 +69,21 @@ export function ProgressCharts({ timeline, total, known, from, until, ended }) {
     }),
     h(Chart, {
       ...shared,
+      series: bars,
+      step: barStep,
+      look: (moment) => look(moment === null ? null : { at: moment, series: bars }),
       title: "Tokens a second",
       value: (point) => point.tokens,
-      most: Math.max(1, ...series.map((point) => point.tokens)),
+      most: Math.max(1, most),
       unit: "tokens/s",
-      summary: `At most ${rate(Math.max(0, ...series.map((point) => point.tokens)), "tokens/s")}, over stretches of ${duration(step)}.`,
+      summary: `At most ${rate(most, "tokens/s")}, over stretches of ${duration(barStep)}.`,
     }),
     h(
       "p",
       { className: "blm-small blm-muted blm-chart-words", "aria-live": "off" },
       at
         ? `${moment(at.at)}: ${counted(at.rows, "row")} done, ${at.failed ? `${whole(at.failed)} of them failed, ` : ""}${rate(at.tokens, "tokens/s")}`
-        : `Each point is ${duration(step)}. Point at a chart for its numbers.`,
+        : `Each bar is ${duration(barStep)}. Point at a chart for its numbers.`,
     ),
   );
 }
@@ -73,9 +97,11 @@ function Chart({ title, series, value, most, unit, area = false, summary, looked
   const find = (event) => {
     const box = frame.current.getBoundingClientRect();
     const place = Math.floor((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (width / series.length));
-    look(place >= 0 && place < series.length ? place : null);
+    look(place >= 0 && place < series.length ? series[place].at : null);
   };
-  const middle = series[Math.floor(series.length / 2)].at;
+  const from = series[0].at;
+  const end = Math.max(until, series.at(-1).at + step);
+  const marked = looked === null ? -1 : series.findLastIndex((point) => point.at <= looked);
   return h(
     "figure",
     { className: "blm-chart" },
@@ -92,10 +118,10 @@ function Chart({ title, series, value, most, unit, area = false, summary, looked
       ),
       h("text", { className: "blm-tick", x: LEFT - 6, y: y(most / 2) + 4, textAnchor: "end" }, unit),
       area ? h(Area, { series, value, x, y }) : h(Bars, { series, value, x, y }),
-      looked !== null && looked < series.length && h("rect", { className: "blm-looked", x: x(looked), y: TOP, width: width / series.length, height: HEIGHT - TOP - BOTTOM }),
-      h("text", { className: "blm-tick", x: LEFT, y: HEIGHT - 4 }, clock(series[0].at)),
-      series.length > 4 && h("text", { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" }, clock(middle)),
-      h("text", { className: "blm-tick", x: WIDTH, y: HEIGHT - 4, textAnchor: "end" }, clock(Math.max(until, series.at(-1).at + step))),
+      marked >= 0 && h("rect", { className: "blm-looked", x: x(marked), y: TOP, width: width / series.length, height: HEIGHT - TOP - BOTTOM }),
+      h("text", { className: "blm-tick", x: LEFT, y: HEIGHT - 4 }, clock(from, end - from)),
+      series.length > 4 && h("text", { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" }, clock((from + end) / 2, end - from)),
+      h("text", { className: "blm-tick", x: WIDTH, y: HEIGHT - 4, textAnchor: "end" }, clock(end, end - from)),
     ),
   );
 }

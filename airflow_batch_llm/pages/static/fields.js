@@ -6,7 +6,7 @@ import { h, useEffect, useState } from "./react.js";
 const TYPING = 300;
 
 export function Choice({ label, children, ...rest }) {
-  return h("label", { className: "blm-field" }, h("span", { className: "blm-label" }, label), h("select", { className: "blm-input", ...rest }, ...children));
+  return h("label", { className: "blm-field" }, h("span", { className: "blm-label" }, label), h("select", { className: "blm-input", ...rest }, children));
 }
 
 /** Searches when the typing pauses, so that no call is made for every letter. */

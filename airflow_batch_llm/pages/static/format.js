@@ -5,6 +5,8 @@ const TENTHS = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 const COMPACT = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+const SECONDS = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
 const NOTHING = "–";
 const STEPS = [
   ["d", 86400],
@@ -69,8 +71,9 @@ export function moment(at) {
   return at == null ? NOTHING : MOMENT.format(new Date(at * 1000));
 }
 
-export function clock(at) {
-  return CLOCK.format(new Date(at * 1000));
+/** A time of day, as exactly as a stretch of `span` seconds needs it. */
+export function clock(at, span) {
+  return (span < 600 ? SECONDS : span < 43200 ? CLOCK : DAY).format(new Date(at * 1000));
 }
 
 /** An amount of money. Very small ones keep two digits that say something. */

@@ -107,7 +107,7 @@ function Named({ label, names, value, onChange, any = "All" }) {
 }
 
 function BatchTable({ lines, now, fixed, host, stale, go }) {
-  const heads = ["Status", fixed ? "Batch" : "Dag, task and run", "Model", "Rows", "Speed", "To go", "Age", "Priority"];
+  const heads = ["Status", fixed ? "Task" : "Dag, task and run", "Model", "Rows", "Speed", "To go", "Age", "Priority"];
   return h(
     "div",
     { className: "blm-scroll", tabIndex: 0, role: "region", "aria-label": "Batches, a table that scrolls" },
@@ -116,12 +116,12 @@ function BatchTable({ lines, now, fixed, host, stale, go }) {
       { className: `blm-table${stale ? " blm-stale" : ""}` },
       h("caption", { className: "blm-hidden" }, "Batches"),
       h("thead", null, h("tr", null, ...heads.map((head) => h("th", { key: head, scope: "col" }, head)))),
-      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, host, go }))),
+      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, host, go, fixed }))),
     ),
   );
 }
 
-function BatchRow({ line, now, host, go }) {
+function BatchRow({ line, now, host, go, fixed }) {
   const ended = hasEnded(line);
   const open = (event) => {
     // The link in the row is what keyboards use; a row that somebody selects text in stays.
@@ -135,7 +135,7 @@ function BatchRow({ line, now, host, go }) {
     h(
       "td",
       null,
-      h(OriginText, { origin: line.origin, linked: host === "airflow" }),
+      h(OriginText, { origin: line.origin, linked: host === "airflow", within: fixed }),
       h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id }, shortened(line.id))),
     ),
     h("td", null, h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"), line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`)),

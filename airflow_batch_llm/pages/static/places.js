@@ -16,8 +16,8 @@ export function PageLink({ changes, children, ...rest }) {
   return h("a", { href: hrefWith(params, changes), onClick, ...rest }, children);
 }
 
-/** Where a batch comes from; links where the page stands in that Airflow. */
-export function OriginText({ origin, linked }) {
+/** Where a batch comes from; links where the page stands in that Airflow. `within` a Dag run its task is enough. */
+export function OriginText({ origin, linked, within = null }) {
   if (!origin) return h("span", { className: "blm-muted" }, "not from Airflow");
   const { dag_id: dag, run_id: run, task_id: task, map_index: index } = origin;
   const at = `/dags/${encodeURIComponent(dag)}`;
@@ -25,6 +25,7 @@ export function OriginText({ origin, linked }) {
   const ofTask = `${ofRun}/tasks/${encodeURIComponent(task)}${index >= 0 ? `/mapped/${index}` : ""}`;
   const part = (to, text, title) =>
     linked && Router ? h(Router.Link, { to, title }, text) : h("span", { title }, text);
+  if (within) return part(ofTask, index >= 0 ? `${task} [${index}]` : task, `Task ${task}`);
   return h(
     "span",
     { className: "blm-origin" },

@@ -15,7 +15,7 @@ export function TaskPage({ place, host, may }) {
   const chosen = params.get("batch");
   const listed = !place.task_id || params.has("all");
   if (chosen)
-    return h("div", { className: "blm-page" }, h(Back), h(BatchPage, { key: chosen, batchId: chosen, host, may }));
+    return h("div", { className: "blm-page" }, h(Back), h(BatchPage, { key: chosen, batchId: chosen, host, may, placed: Boolean(place.task_id) }));
   if (listed) return h("div", { className: "blm-page" }, h(BatchListPage, { host, fixed }));
   return h(NewestBatch, { fixed, host, may });
 }
@@ -44,6 +44,6 @@ function NewestBatch({ fixed, host, may }) {
     "div",
     { className: "blm-page" },
     others > 0 && h("p", null, "The newest batch of this task. ", h(PageLink, { changes: { all: 1 } }, `${counted(others, "earlier batch", "earlier batches")}`)),
-    h(BatchPage, { key: newest.id, batchId: newest.id, host, may }),
+    h(BatchPage, { key: newest.id, batchId: newest.id, host, may, placed: true }),
   );
 }
