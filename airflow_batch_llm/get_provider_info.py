@@ -23,6 +23,23 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "connection-types": [_connection_type()],
         "extra-links": ["airflow_batch_llm.links.batch_llm.BatchLLMLink"],
+        "config": {"batch_llm": _options()},
+    }
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "description": "The pages on LLM batches in Airflow.",
+        "options": {
+            "page_connections": {
+                "description": "The connections whose services the pages may ask, with commas between them. The first "
+                "one is asked unless a page names another.",
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "batch_llm_default,batch_llm_night",
+                "default": "batch_llm_default",
+            },
+        },
     }
 
 

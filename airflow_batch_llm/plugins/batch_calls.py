@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
+import httpx
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from airflow_batch_llm.page_wire import BatchLine, Overview, OverviewQuery
+from airflow_batch_llm.page_wire import BatchLine, BatchReport, Overview, OverviewQuery
 from airflow_batch_llm.plugins.asked import body_of, parameters, wait_of
 from airflow_batch_llm.plugins.page_connections import PageService, ServiceDep
 from airflow_batch_llm.plugins.refusals import Refusal
-from airflow_batch_llm.plugins.service_calls import ServiceCalls, chunks, while_looked_at
+from airflow_batch_llm.plugins.service_calls import ServiceCalls, chunks, parsed, while_looked_at
 from airflow_batch_llm.plugins.viewer import ACT, READ, SEE, Permission, Viewer, ViewerDep
 from airflow_batch_llm.wire import BATCH_ID
 
@@ -52,9 +52,9 @@ class AskedBatch:
         """Raises :class:`Refusal` where the user does not have it."""
         await run_in_threadpool(self.viewer.check, permission, self.dag_id, f"Batch {self.line.id}")
 
-    async def get(self, call: str, params: Mapping[str, str]) -> bytes:
+    async def get(self, call: str, params: Mapping[str, str]) -> httpx.Response:
         asking = self.calls.ask(self.service, "GET", self.path(call), params=params, wait=wait_of(params))
-        return (await while_looked_at(self.request, asking)).content
+        return await while_looked_at(self.request, asking)
 
 
 async def _asked_batch(
@@ -70,7 +70,7 @@ async def _asked_batch(
         json=asked.model_dump(mode="json", exclude_none=True),
         repeatable=True,
     )
-    found = Overview.model_validate_json(answer.content).data or []
+    found = parsed(Overview, answer, service).data or []
     if [line.id for line in found] != [batch_id]:
         raise Refusal(404, "batch_not_found", f"{service} has no batch {batch_id}, or has deleted it.")
     return AskedBatch(request, viewer, service, found[0])
@@ -80,25 +80,25 @@ BatchDep = Annotated[AskedBatch, Depends(_asked_batch)]
 
 
 @router.get("/report")
-async def get_report(batch: BatchDep) -> Response:
+async def get_report(batch: BatchDep) -> BatchReport:
     """The batch's story. ``may_act`` is whether this user may change this batch."""
     await batch.check(SEE)
-    report = json.loads(await batch.get("report", parameters(batch.request, "version", "wait")))
-    report["may_act"] = await run_in_threadpool(batch.viewer.may, ACT, batch.dag_id)
-    return Response(json.dumps(report, ensure_ascii=False), media_type="application/json")
+    answer = await batch.get("report", parameters(batch.request, "version", "wait"))
+    may_act = await run_in_threadpool(batch.viewer.may, ACT, batch.dag_id)
+    return parsed(BatchReport, answer, batch.service).model_copy(update={"may_act": may_act})
 
 
 @router.get("/rows")
 async def get_rows(batch: BatchDep) -> Response:
     await batch.check(READ)
     asked = parameters(batch.request, "after", "limit", "status", "label", "search")
-    return Response(await batch.get("rows", asked), media_type="application/json")
+    return _as_it_came(await batch.get("rows", asked))
 
 
 @router.get("/answers")
 async def get_answers(batch: BatchDep) -> Response:
     await batch.check(READ)
-    return Response(await batch.get("answers", {}), media_type="application/json")
+    return _as_it_came(await batch.get("answers", {}))
 
 
 @router.get("/download")
@@ -108,6 +108,8 @@ async def download(batch: BatchDep) -> StreamingResponse:
     opening = batch.calls.open(batch.service, batch.path("download"), parameters(batch.request, "file"))
     response = await while_looked_at(batch.request, opening)
     passed = {name: response.headers[name] for name in _PASSED_HEADERS if name in response.headers}
+    if "content-encoding" in response.headers:
+        passed.pop("content-length", None)  # it was asked for without, and is unpacked on the way
     return StreamingResponse(chunks(response), headers={"content-disposition": "attachment", **passed})
 
 
@@ -141,4 +143,8 @@ async def _act(batch: AskedBatch, act: Literal["cancel", "retry", "pause", "resu
     await body_of(batch.request, ActAsked)
     by: dict[str, Any] = {"by": batch.viewer.name}
     answer = await batch.calls.ask(batch.service, "POST", batch.path(act), json=by)
+    return _as_it_came(answer)
+
+
+def _as_it_came(answer: httpx.Response) -> Response:
     return Response(answer.content, media_type="application/json")

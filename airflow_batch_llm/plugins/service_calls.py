@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 
 from airflow_batch_llm.client.batch_client import ANSWER_SECONDS, TIMEOUT, headers
 from airflow_batch_llm.client.replicas import REPEATABLE, async_transport, base_urls
@@ -28,6 +29,7 @@ _UNKNOWN_CALL: Final = frozenset({"not_found", "method_not_allowed"})
 """What a service says of a call that it does not have; of a batch that it does not have it says another word."""
 
 _Answer = TypeVar("_Answer")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ServiceCalls:
@@ -126,6 +128,14 @@ async def chunks(response: httpx.Response) -> AsyncIterator[bytes]:
         await response.aclose()
 
 
+def parsed(kind: type[_Model], response: httpx.Response, service: PageService) -> _Model:
+    """The object of a success. Raises :class:`Refusal` where another server, or version, gave something else."""
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        raise _too_old(service, response) from error
+
+
 def _checked(service: PageService, response: httpx.Response) -> httpx.Response:
     if response.is_success:
         return response
@@ -151,8 +161,8 @@ def _too_old(service: PageService, response: httpx.Response) -> Refusal:
     return Refusal(
         502,
         "service_too_old",
-        f"{service} does not know the call {response.request.method} {response.request.url.path}. It is older than "
-        "these pages, or another server with OpenAI's batch API, or runs with --no-extensions; the pages need "
+        f"{service} does not answer {response.request.method} {response.request.url.path} as the pages need it. It is "
+        "of another version, or another server with OpenAI's batch API, or runs with --no-extensions; the pages need "
         "`batch-llm serve` of the version that Airflow has.",
     )
 

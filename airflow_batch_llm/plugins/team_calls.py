@@ -13,7 +13,7 @@ from airflow_batch_llm.page_wire import AirflowWhoami, Overview, OverviewQuery
 from airflow_batch_llm.plugins.asked import body_of
 from airflow_batch_llm.plugins.page_connections import PageService, ServiceDep, listed_connections
 from airflow_batch_llm.plugins.refusals import Refusal
-from airflow_batch_llm.plugins.service_calls import ServiceCalls, while_looked_at
+from airflow_batch_llm.plugins.service_calls import ServiceCalls, parsed, while_looked_at
 from airflow_batch_llm.plugins.viewer import ACT, SEE, ViewerDep
 from airflow_batch_llm.wire import Origin
 
@@ -53,7 +53,7 @@ async def get_overview(request: Request, viewer: ViewerDep, service: ServiceDep)
         repeatable=True,
     )
     answer = await while_looked_at(request, asking)
-    return _as_seen(Overview.model_validate_json(answer.content), visible, service)
+    return _as_seen(parsed(Overview, answer, service), visible, service)
 
 
 @router.get("/workers")

@@ -95,9 +95,9 @@ class AirflowProcesses:
         self._children.clear()
         self._http.close()
 
-    def start(self, component: str, *, name: str | None = None) -> None:
-        """Starts a component again, or one more of its kind under a ``name`` of its own."""
-        self._spawn(name or component, component, *COMPONENTS[component])
+    def start(self, component: str, *, name: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Starts a component again, or one more of its kind under a ``name`` of its own and with other settings."""
+        self._spawn(name or component, component, *COMPONENTS[component], environment=environment)
 
     def end(self, name: str) -> None:
         """Asks one process to end, as an administrator would, and waits until it and what it started are gone."""
@@ -195,10 +195,11 @@ class AirflowProcesses:
         token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
-    def _spawn(self, name: str, *arguments: str) -> None:
+    def _spawn(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         command = [self.python, "-m", "airflow", *arguments]
+        settings = {**self._environment, **(environment or {})}
         with self.log_of(name).open("ab") as output:
-            self._children[name] = start_child(command, environment=self._environment, output=output)
+            self._children[name] = start_child(command, environment=settings, output=output)
 
     def _healthy(self) -> bool:
         for component, child in self._children.items():

@@ -23,7 +23,7 @@ def test_a_task_defers_shows_its_progress_and_hands_its_target_on(airflow: Airfl
     rows = pq.ParquetFile(pool.data_root / "packages.parquet").metadata.num_rows
     assert manifest["rows"] == sum(manifest["counts"].values()) == rows
     assert airflow.xcom("long_batch", run_id, "count_rows") == rows
-    batch_url = f"{pool.url}/v1/batches/{manifest['batch_id']}"
+    batch_url = f"{airflow.url}/plugin/llm-batches?batch={manifest['batch_id']}"
     assert airflow.links("long_batch", run_id, "classify") == {"Batch": batch_url}
     left = f"/dags/long_batch/dagRuns/{run_id}/taskInstances/classify/state-store/batch_llm"
     assert airflow.call("GET", left)["value"]["batch_id"] == manifest["batch_id"]

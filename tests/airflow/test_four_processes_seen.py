@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from airflow_processes import AirflowProcesses
-from pool import Pool
 
 from tests.conftest import eventually
 
@@ -28,7 +27,7 @@ def progress_while_deferred(airflow: AirflowProcesses, run_id: str) -> Any:
     return eventually(written, seconds=120)
 
 
-def test_a_task_shows_how_its_batch_is_while_it_is_deferred_and_after(airflow: AirflowProcesses, pool: Pool) -> None:
+def test_a_task_shows_how_its_batch_is_while_it_is_deferred_and_after(airflow: AirflowProcesses) -> None:
     run_id = airflow.trigger("seen")
     airflow.wait_for_task("seen", run_id, "classify", "deferred")
     progress = progress_while_deferred(airflow, run_id)
@@ -46,7 +45,9 @@ def test_a_task_shows_how_its_batch_is_while_it_is_deferred_and_after(airflow: A
     assert f"::group::Failed rows of batch {manifest['batch_id']} by code" in log
     assert "context_length_exceeded: 1 rows." in log
     assert "far too long" not in log
-    assert airflow.links("seen", run_id, "classify") == {"Batch": f"{pool.url}/v1/batches/{manifest['batch_id']}"}
+    assert airflow.links("seen", run_id, "classify") == {
+        "Batch": f"{airflow.url}/plugin/llm-batches?batch={manifest['batch_id']}"
+    }
     [event] = airflow.call("GET", "/assets/events", params={"source_dag_id": "seen"})["asset_events"]
     assert event["extra"]["manifest"] == f"{manifest['files'][0]['uri']}.manifest.json"
     assert event["extra"]["prompt_tokens"] == manifest["prompt_tokens"] > 0

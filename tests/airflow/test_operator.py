@@ -132,7 +132,7 @@ def test_a_deferral_that_timed_out_cancels_the_batch(connected: Any) -> None:
     with pytest.raises(TaskDeferralTimeout, match=deferral.trigger.batch_id):
         resumed.resume_execution("__fail__", TIMED_OUT, {"ti": ti})
     assert connected.client.get(deferral.trigger.batch_id).status in CANCELLED
-    assert resumed.batch_url is not None
+    assert resumed.linked_batch is not None
 
 
 def test_a_deferral_that_timed_out_leaves_the_batch_to_a_later_holder(connected: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_resumed_task_needs_the_event_alone(connected: Any) -> None:
             "execute_complete", {"event": {"batch_id": batch_id, "status": "cancelled"}}, {"ti": task_instance()}
         )
     assert not isinstance(failure.value, AirflowFailException)
-    assert resumed.batch_url == f"{connected.url}/v1/batches/{batch_id}"
+    assert resumed.linked_batch == batch_id
 
 
 def test_an_event_with_an_error_fails_and_may_be_retried(connected: Any) -> None:

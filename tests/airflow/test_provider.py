@@ -66,6 +66,27 @@ def test_the_plugin_registers_the_link() -> None:
     assert [type(link) for link in BatchLLMPlugin.operator_extra_links] == [BatchLLMLink]
 
 
+@pytest.mark.parametrize(
+    ("base_url", "conn_id", "link"),
+    [
+        (
+            "https://airflow.example/here/",
+            "batch_llm_default",
+            "https://airflow.example/here/plugin/llm-batches?batch=b_1",
+        ),
+        ("http://localhost:8080", "night", "http://localhost:8080/plugin/llm-batches?batch=b_1&conn_id=night"),
+        ("", "batch_llm_default", "/plugin/llm-batches?batch=b_1"),
+    ],
+)
+def test_the_link_of_a_batch_leads_to_its_page_in_airflow(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, conn_id: str, link: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    task = BatchLLMOperator(task_id="t", source="a.csv", target="b.csv", model="tiny", prompt="{x}", conn_id=conn_id)
+    task.linked_batch = "b_1"
+    assert BatchLLMLink().get_link(task, ti_key=None) == link
+
+
 def test_a_task_without_a_batch_has_an_empty_link() -> None:
     task = BatchLLMOperator(task_id="t", source="a.csv", target="b.csv", model="tiny", prompt="{x}")
     assert BatchLLMLink().get_link(task, ti_key=None) == ""

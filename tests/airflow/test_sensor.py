@@ -109,7 +109,7 @@ def test_a_sensor_defers_and_its_trigger_never_cancels(submit: Submit) -> None:
     assert deferral.trigger.batch_id == batch.id
     assert deferral.trigger.cancel_on_kill is False
     assert timedelta(seconds=50) < deferral.timeout <= timedelta(seconds=60)
-    assert waiting.batch_url is not None
+    assert waiting.linked_batch is not None
 
 
 def test_a_sensor_that_does_not_defer_looks_again(submit: Submit) -> None:
@@ -169,7 +169,7 @@ def test_a_resumed_sensor_links_to_its_batch_also_if_it_can_not_be_followed(conn
     waiting = sensor(batch_id="batch_1")
     with pytest.raises(AirflowException, match="cannot be followed"):
         waiting.execute_complete(CONTEXT, event={"batch_id": "batch_1", "error": "gone"}, until="2026-01-01T00:00:00Z")
-    assert waiting.batch_url == f"{connected.url}/v1/batches/batch_1"
+    assert waiting.linked_batch == "batch_1"
 
 
 def test_an_operator_that_does_not_wait_hands_its_batch_over(connected: Any) -> None:

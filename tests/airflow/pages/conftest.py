@@ -39,7 +39,9 @@ class Pages:
     def as_(self, user: str | None, role: str = "viewer", **headers: str) -> httpx.Client:
         """A browser of that user on our page; of nobody, where no user is named."""
         cookies = {"_token": _token(user, role)} if user else {}
-        return httpx.Client(base_url=f"{self.url}{PREFIX}", headers={**PAGE, **headers}, cookies=cookies, timeout=30, verify=TLS)
+        return httpx.Client(
+            base_url=f"{self.url}{PREFIX}", headers={**PAGE, **headers}, cookies=cookies, timeout=30, verify=TLS
+        )
 
 
 def _token(user: str, role: str) -> str:
@@ -74,7 +76,9 @@ def auth_manager() -> str:
 @pytest.fixture
 def pages(mounted: str, auth_manager: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", auth_manager)
-    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "a secret of these tests, long enough for their signatures " * 2)
+    monkeypatch.setenv(
+        "AIRFLOW__API_AUTH__JWT_SECRET", "a secret of these tests, long enough for their signatures " * 2
+    )
     purge_cached_app()
     init_auth_manager()
     yield Pages(mounted)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from typing import Any
 
 import httpx
 import pytest
-from airflow import settings
 from airflow.models import Connection
 from airflow.utils.session import create_session
 from pool import free_port
 from starlette.responses import JSONResponse, Response
 
+from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
 from tests.airflow.pages.conftest import Pages, connect
 from tests.airflow.pages.service_double import SECRET, TOKEN, ServiceDouble
-from tests.conftest import RunningService
+from tests.conftest import running_service
 
 pytestmark = pytest.mark.airflow
 
@@ -88,7 +89,6 @@ def test_the_first_listed_connection_is_asked_where_none_is_named(
 def test_a_connection_of_airflows_database_is_found(
     pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert settings.engine is not None
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS", "stored")
     with create_session() as session:
         session.add(Connection(conn_id="stored", conn_type="batch_llm", host=double.url, password=TOKEN))
@@ -127,14 +127,7 @@ def test_what_the_service_refuses_reaches_the_page_with_a_code(
     double.answers["/v1/batches/batch_reviews/rows"] = answer
     response = pages.as_("root").get(ROWS)
     assert refusal(response)[:2] == (status, code)
-    assert response.headers.get("retry-after") == ("7" if code == "too_many" or status not in (404, 502) else None) or (
-        status == 404
-    )
-
-
-@pytest.fixture
-def settings_of_openais_api(settings: ServiceSettings) -> ServiceSettings:
-    return settings
+    assert response.headers.get("retry-after") == (None if status == 502 else "7")
 
 
 def test_a_batch_that_is_gone_is_said_to_be_gone(pages: Pages, double: ServiceDouble) -> None:
@@ -145,16 +138,25 @@ def test_a_batch_that_is_gone_is_said_to_be_gone(pages: Pages, double: ServiceDo
     assert refusal(pages.as_("root").get("/api/v1/batches/a%20b/report"))[:2] == (400, "invalid_request")
 
 
-def test_a_server_without_our_calls_is_too_old_for_the_pages(
-    pages: Pages, connected: RunningService, monkeypatch: pytest.MonkeyPatch
+def test_a_service_without_extensions_is_said_to_be_too_old_for_the_pages(
+    pages: Pages, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_BATCH_LLM_DEFAULT", f"batch_llm://:{connected.token}@127.0.0.1:{_port(connected)}/x")
-    connect(monkeypatch, f"{connected.url}/below", password=connected.token)
+    state = ServiceState.open(dataclasses.replace(settings, extensions=False))
+    token = state.settings.token_path.read_text().strip()
+    with running_service(state, token) as plain:
+        connect(monkeypatch, plain.url, password=token)
+        status, code, message = refusal(pages.as_("root").post(OVERVIEW, json={}))
+    assert (status, code) == (502, "service_too_old")
+    assert "POST /v1/batches/overview" in message
+
+
+@pytest.mark.parametrize("said", ["<html>Welcome", '{"data": 1}', '{"version": "1", "at": 1, "data": [{"id": "x"}]}'])
+def test_another_server_that_answers_everything_is_said_to_be_none_for_the_pages(
+    pages: Pages, double: ServiceDouble, said: str
+) -> None:
+    double.answers["/v1/batches/overview"] = Response(said)
     assert refusal(pages.as_("root").post(OVERVIEW, json={}))[:2] == (502, "service_too_old")
-
-
-def _port(connected: RunningService) -> int:
-    return connected.settings.port
+    assert refusal(pages.as_("root").get(ROWS))[:2] == (502, "service_too_old")
 
 
 def test_a_call_that_waits_ends_when_the_browser_hangs_up(pages: Pages, double: ServiceDouble) -> None:
@@ -170,7 +172,8 @@ def test_a_call_that_waits_ends_when_the_browser_hangs_up(pages: Pages, double: 
 
 
 @pytest.mark.parametrize(
-    "body", [b"[", b"[]", b'{"limit": 100000}', b'{"wait": 26}', b'{"more": 1}', b"\xff", b'{"offset": 1' + b" " * (1 << 18)]
+    "body",
+    [b"[", b"[]", b'{"limit": 100000}', b'{"wait": 26}', b'{"more": 1}', b"\xff", b'{"offset": 1' + b" " * (1 << 18)],
 )
 def test_a_body_that_is_no_question_is_refused_before_the_service_is_asked(
     pages: Pages, double: ServiceDouble, body: bytes

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import pytest
+from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.team import Team
+from airflow.utils.session import create_session
 
 from tests.airflow.pages.conftest import Pages
 from tests.airflow.pages.service_double import DEPLOYMENT, TOKEN, ServiceDouble
@@ -148,3 +153,37 @@ def test_the_roles_of_airflows_simple_auth_manager_hold(
     with pages.as_("anybody", role) as browser:
         assert browser.get("/api/v1/batches/batch_script/rows").status_code == 200
         assert browser.post("/api/v1/batches/batch_script/cancel", json={}).status_code == acts
+
+
+@pytest.fixture
+def dag_of_another_team(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Airflow with its own teams: ``salaries`` is team blue's, ``reviews`` is nobody's."""
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    with create_session() as session:
+        bundle = DagBundleModel(name="blue-dags")
+        bundle.teams.append(Team(name="blue"))
+        session.add(bundle)
+        session.flush()
+        session.get(DagModel, "salaries").bundle_name = "blue-dags"
+    yield
+    with create_session() as session:
+        session.get(DagModel, "salaries").bundle_name = "dags"
+        session.flush()
+        bundle = session.get(DagBundleModel, "blue-dags")
+        bundle.teams.clear()
+        session.flush()
+        session.delete(bundle)
+        session.delete(session.get(Team, "blue"))
+
+
+@pytest.mark.parametrize(
+    "auth_manager", ["airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"]
+)
+def test_a_user_of_one_of_airflows_teams_does_not_see_the_dags_of_another(
+    pages: Pages, double: ServiceDouble, dag_of_another_team: None
+) -> None:
+    assert listed(pages, "red-user") == OWN
+    with pages.as_("red-user", "user") as browser:
+        assert browser.get("/api/v1/batches/batch_reviews/rows").status_code == 200
+        assert browser.get("/api/v1/batches/batch_salaries/rows").status_code == 403
+        assert browser.post("/api/v1/batches/batch_script/cancel", json={}).status_code == 403
