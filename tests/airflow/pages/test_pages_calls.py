@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
-from tests.airflow.pages.conftest import Pages, connect
+from tests.airflow.pages.mounted import Pages, connect
 from tests.airflow.pages.service_double import SECRET, TOKEN, ServiceDouble
 from tests.conftest import running_service
 
