@@ -121,6 +121,9 @@ def filled(store: Database, count: int, large: dict[str, Any]) -> None:
                 "rows_total": rows,
                 "rows_done": rows if ended else rows // 3,
                 "rows_failed": number % 11,
+                "prompt_tokens": 120 * rows,
+                "completion_tokens": 2 * rows,
+                "gpu_seconds": rows / 100,
                 "chunks_total": 1,
                 "chunks_done": int(bool(ended)),
                 "manifest": None,
@@ -154,6 +157,7 @@ def large_batch(target: Path, rows: int) -> dict[str, Any]:
         "created_at": int(now - 900),
         "finished_at": int(now - 30),
     }
+    target.with_name(f"{target.name}.manifest.json").write_text(json.dumps(manifest))
     return {
         "id": name,
         "key": name,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.service.blocks import BLOCK_BYTES
 from airflow_batch_llm.service.source_files import Opens, SourceFile
 from airflow_batch_llm.service.sources import LINE, open_source
+from airflow_batch_llm.service.staged_schema import STAGED_LINE
 from airflow_batch_llm.service.target_results import READ_AHEAD
 from airflow_batch_llm.storage.tree import Entry
 
@@ -69,6 +70,7 @@ def parquet_rows(
         schema = file.schema_arrow
     if names is not None:
         schema = schema.remove(0)
+        names = [LINE] if schema.names == [STAGED_LINE] else names  # JSON lines, however their fields are typed later
     dictionaries = [column.name for column in schema if column.type in _DICTIONARIES]
     stream.seek(0)
     with pq.ParquetFile(stream, read_dictionary=dictionaries, buffer_size=READ_AHEAD, pre_buffer=False) as file:

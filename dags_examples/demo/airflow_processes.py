@@ -172,6 +172,10 @@ class AirflowProcesses:
         found: dict[str, str | None] = self.call("GET", path)["extra_links"]
         return found
 
+    def token(self) -> str:
+        """What a browser sends as the cookie `_token`, or a program as `Authorization: Bearer …`."""
+        return str(self._http.get("/auth/token").raise_for_status().json()["access_token"])
+
     def call(self, method: str, path: str, **request: Any) -> Any:
         """What Airflow's REST API answers below ``/api/v2``; None for no content. Raises RuntimeError if it refuses."""
         response = self._http.request(method, f"/api/v2{path}", headers={"Accept": "application/json"}, **request)
@@ -192,8 +196,7 @@ class AirflowProcesses:
         for component, options in COMPONENTS.items():
             self._spawn(component, component, *options)
         _until(self._healthy, START_SECONDS, f"all four processes are healthy; see the logs in {self.home}")
-        token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
-        self._http.headers["Authorization"] = f"Bearer {token}"
+        self._http.headers["Authorization"] = f"Bearer {self.token()}"
 
     def _spawn(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         command = [self.python, "-m", "airflow", *arguments]

@@ -89,11 +89,11 @@ def screenshot(page: Page, name: str) -> None:
         page.screenshot(path=path, full_page=True, animations="disabled")
 
 
-def axe(page: Page) -> list[str]:
-    """What axe-core finds that is serious or critical, a finding in a text."""
+def axe(page: Page, within: str = "html") -> list[str]:
+    """What axe-core finds that is serious or critical in a part of the page, a finding in a text."""
     if not page.evaluate("'axe' in globalThis"):
         page.evaluate(_axe_source())  # the page's own policy lets no other script in
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    found = page.evaluate("within => axe.run(within, {resultTypes: ['violations']})", within)
     return [_told(violation) for violation in found["violations"] if violation["impact"] in SEVERE]
 
 

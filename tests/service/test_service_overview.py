@@ -26,8 +26,10 @@ from tests.service.test_service_events import Events, start
 pytestmark = BOTH_STORES
 
 ORIGIN = Origin(deployment="http://air", dag_id="reviews", task_id="classify", run_id="r1")
-LONG = 20.0
-"""Seconds, far more than anything here takes."""
+LONG = 25.0
+"""Seconds: as long as a page may wait."""
+SOON = 15.0
+"""Far more than anything here takes: who is not answered by then waited for nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def planned(service: RunningService, key: str, **more: Any) -> Batch:
     return batch
 
 
-def ask(events: Events, *, timeout: float = 2 * LONG, **asked: Any) -> Overview:
+def ask(events: Events, *, timeout: float = SOON, **asked: Any) -> Overview:
     response = httpx.post(
         f"{events.url}/v1/batches/overview",
         headers={"Authorization": f"Bearer {events.token}"},
@@ -162,7 +164,10 @@ def test_a_version_stays_while_nothing_changes_and_the_answer_is_short_then(
     assert ask(events, version="another", wait=LONG).data == first.data
 
 
-def test_a_page_waits_for_a_change_of_a_batch_on_it(service: RunningService, events: Events) -> None:
+def test_a_page_waits_for_a_change_of_a_batch_on_it(
+    service: RunningService, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview_module, "AGAIN_SECONDS", LONG)  # the change itself ends the wait
     batch = submit(service, "k")
     with waiting(events, version=ask(events).version, wait=LONG) as answer:
         service.client.cancel(batch.id)
@@ -216,7 +221,7 @@ def test_a_client_that_hangs_up_ends_its_wait(
     version = ask(events).version
     with pytest.raises(httpx.ReadTimeout):
         ask(events, version=version, wait=LONG, timeout=0.5)
-    eventually(lambda: events.changes.waiting == 0, seconds=LONG / 2, what="nobody waits any more")
+    eventually(lambda: events.changes.waiting == 0, seconds=SOON, what="nobody waits any more")
 
 
 def test_who_looks_at_the_list_watches_no_batch(service: RunningService, events: Events) -> None:

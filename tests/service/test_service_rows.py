@@ -54,6 +54,17 @@ def test_a_row_has_its_input_prompt_and_output_while_its_batch_runs(service: Run
     assert (shown["missing"], shown["shortened"]) == (None, False)
 
 
+@pytest.mark.parametrize("target", ["t.parquet", "t.jsonl"])
+def test_rows_of_json_lines_have_their_input_while_their_batch_runs(service: RunningService, target: str) -> None:
+    """They are staged as lines, and get their types once all were seen."""
+    lines = [f'{{"text":"text {n}","n":{n}}}' for n in range(6)]
+    (service.data_root / "s.jsonl").write_text("\n".join(lines))
+    batch = submit(service, source="s.jsonl", target=target)
+    half_done(service)
+    shown = by_number(rows(service, batch))[1]
+    assert (shown["input"], shown["prompt"], shown["missing"]) == ({"text": "text 1", "n": 1}, prompt_of(1), None)
+
+
 def test_pages_follow_one_another_and_a_running_batch_is_read_on_from_the_last(service: RunningService) -> None:
     table(service)
     batch = submit(service)

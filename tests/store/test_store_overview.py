@@ -46,12 +46,13 @@ def page(overviews: Overviews, team: str = TEAM, **asked: Any) -> list[str]:
 
 
 def test_pages_follow_one_another_newest_first_without_a_gap(store: Store, overviews: Overviews) -> None:
-    names = [made(store, f"b{number}") for number in range(7)]
+    names = [made(store, f"b{number}", **origin()) for number in range(7)]
     with store.database.writing() as connection:  # equals in time
         connection.execute(update(batches).where(batches.c.id.in_(["b2", "b3", "b4"])).values(created_at=1.0))
     expected = ["b6", "b5", "b1", "b0", "b4", "b3", "b2"]
-    paged = [page(overviews, limit=2, offset=offset) for offset in range(0, 8, 2)]
-    assert [name for names in paged for name in names] == expected
+    for asked in ({}, {"run_id": "r"}):  # from another index
+        paged = [page(overviews, **asked, limit=2, offset=offset) for offset in range(0, 8, 2)]
+        assert [name for names in paged for name in names] == expected
     assert sorted(expected) == names
 
 

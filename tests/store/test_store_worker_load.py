@@ -60,7 +60,9 @@ def test_a_worker_is_told_with_what_it_holds_and_what_it_did_in_the_last_minute(
     assert (shown.chunks, shown.rows_in_flight, shown.models, shown.endpoints) == (2, 90, ["m"], [CHAT])
     assert (shown.rows_per_second, shown.tokens_per_second) == (0.5, round(7 / 60, 2))
     assert (line(store, "other").rows_per_second, line(store, "other").chunks) == (0.0, 0)
-    store.now += LEASE + 1  # another one has both, and the rows that were done stay this one's
+    store.now += LEASE + 1
+    assert (line(store).chunks, line(store).rows_in_flight) == (0, 0)
+    # another one has both, and the rows that were done stay this one's
     assert store.claim(other)
     assert store.claim(other)
     assert (line(store).chunks, line(store).rows_per_second) == (0, 0.5)

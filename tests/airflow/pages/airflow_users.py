@@ -18,6 +18,8 @@ RIGHTS: Final[dict[str, dict[str, set[tuple[str, DagAccessEntity | None]]]]] = {
     "reader": {"reviews": _READS},
     "watcher": {"reviews": {("GET", None), ("GET", DagAccessEntity.TASK_INSTANCE)}},
     "stranger": {},
+    "label_editor": {"labels": _READS | _ACTS},
+    "label_reader": {"labels": _READS},
 }
 """Who may do what on which Dag."""
 
