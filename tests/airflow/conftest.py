@@ -26,6 +26,14 @@ from airflow_processes import AirflowProcesses
 from pool import ROOT, Pool
 
 from tests.airflow.lifecycle.harness import Lifecycle, running_lifecycle
+from tests.airflow.pages.mounted import (  # noqa: F401 (fixtures)
+    airflow_database,
+    auth_manager,
+    double,
+    double_server,
+    mounted,
+    pages,
+)
 
 DAGS = Path(__file__).with_name("dags")
 

@@ -53,7 +53,7 @@ def test_a_batch_that_is_not_done_at_once_defers(connected: Any) -> None:
     assert batch.key == f"{batch.series}/2"
     assert deferral.method_name == "execute_complete"
     assert timedelta(minutes=59) < deferral.timeout <= timedelta(hours=1)
-    assert task.operator_extra_links[0].get_link(task, ti_key=None) == f"{connected.url}/v1/batches/{batch.id}"
+    assert task.operator_extra_links[0].get_link(task, ti_key=None) == f"/plugin/llm-batches?batch={batch.id}"
 
 
 def test_a_batch_is_paused_while_nobody_watches_it_only_where_the_task_asks_for_that(connected: Any) -> None:
@@ -168,7 +168,7 @@ def test_a_resumed_task_links_to_its_batch_also_if_it_can_not_be_followed(connec
     with pytest.raises(AirflowException):
         resumed.execute_complete({}, {"batch_id": "batch_x", "error": "No such batch."})
     link = resumed.operator_extra_links[0].get_link(resumed, ti_key=None)
-    assert link == f"{connected.url}/v1/batches/batch_x"
+    assert link == "/plugin/llm-batches?batch=batch_x"
 
 
 def test_the_batches_of_a_dag_run_have_its_group(connected: Any) -> None:

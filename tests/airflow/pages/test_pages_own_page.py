@@ -6,7 +6,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from airflow_batch_llm.plugins.pages_app import create_app
-from tests.airflow.pages.conftest import PAGE, Pages
+from tests.airflow.pages.mounted import PAGE, Pages
 from tests.airflow.pages.service_double import ServiceDouble
 
 pytestmark = pytest.mark.airflow

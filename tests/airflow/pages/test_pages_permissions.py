@@ -12,7 +12,7 @@ from airflow.models.dagbundle import DagBundleModel
 from airflow.models.team import Team
 from airflow.utils.session import create_session
 
-from tests.airflow.pages.conftest import Pages
+from tests.airflow.pages.mounted import Pages
 from tests.airflow.pages.service_double import DEPLOYMENT, TOKEN, ServiceDouble
 
 pytestmark = pytest.mark.airflow

@@ -1,0 +1,105 @@
+"""The pages in Airflow over a real service: what users see of its batches, and whose acts it notes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from airflow_batch_llm.models import BatchStatus
+from airflow_batch_llm.store.tables import batches
+from airflow_batch_llm.wire import Batch, BatchCreate, Origin
+from tests.airflow.pages.mounted import Pages
+from tests.conftest import RunningService
+
+pytestmark = pytest.mark.airflow
+
+DEPLOYMENT = "airflow"
+"""An Airflow without an address of its own is called that."""
+
+
+def submitted(
+    connected: RunningService, name: str, dag_id: str | None, deployment: str = DEPLOYMENT, **more: Any
+) -> Batch:
+    origin = dag_id and Origin(deployment=deployment, dag_id=dag_id, task_id="classify", run_id="r", map_index=-1)
+    spec: dict[str, Any] = {
+        "source": "reviews.parquet",
+        "target": f"{name}.parquet",
+        "messages": [{"role": "user", "content": "What is {text}?"}],
+    }
+    create = {"dataset": spec, "model": "tiny", "origin": origin or None, **more}
+    return connected.client.submit(BatchCreate.model_validate(create))
+
+
+def listed(pages: Pages, user: str) -> set[str]:
+    answer = pages.as_(user).post("/api/v1/batches/overview", json={}).raise_for_status().json()
+    assert answer["total"] == len(answer["data"]) == sum(answer["statuses"].values())
+    return {line["id"] for line in answer["data"]}
+
+
+def test_the_list_and_its_counts_are_of_the_dags_that_a_user_may_see(pages: Pages, connected: RunningService) -> None:
+    reviews = submitted(connected, "a", "reviews").id
+    others = {
+        submitted(connected, "b", "salaries").id,
+        submitted(connected, "c", None).id,
+        submitted(connected, "d", "reviews", "another-airflow").id,
+    }
+    assert listed(pages, "root") == {reviews} | others
+    assert listed(pages, "watcher") == {reviews}
+    with pages.as_("watcher") as browser:
+        assert browser.get(f"/api/v1/batches/{reviews}/report").json()["batch"]["id"] == reviews
+        assert {browser.get(f"/api/v1/batches/{other}/report").status_code for other in others} == {403}
+
+
+def test_a_cancel_is_done_once_and_says_who_did_it(pages: Pages, connected: RunningService) -> None:
+    batch = submitted(connected, "a", "reviews")
+    with pages.as_("reader") as browser:
+        assert browser.post(f"/api/v1/batches/{batch.id}/cancel", json={}).status_code == 403
+    assert not connected.client.get(batch.id).status.ended
+    with pages.as_("editor") as browser:
+        cancelled = browser.post(f"/api/v1/batches/{batch.id}/cancel", json={"by": "somebody else"}).json()
+        report = browser.get(f"/api/v1/batches/{batch.id}/report").json()
+    assert cancelled["status"] in (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+    assert [(act["act"], act["by"]) for act in report["acts"]][:1] == [("cancel", "editor")]
+    assert report["may_act"] is True
+
+
+def test_pause_resume_and_retry_reach_the_service(pages: Pages, connected: RunningService) -> None:
+    batch = submitted(connected, "a", "reviews")
+    connected.plan()
+    with pages.as_("editor") as browser:
+        calls = f"/api/v1/batches/{batch.id}"
+        assert browser.post(f"{calls}/pause", json={}).json()["paused"] is not None
+        assert browser.post(f"{calls}/resume", json={}).json()["paused"] is None
+        refused = browser.post(f"{calls}/retry", json={})
+        acts = browser.get(f"{calls}/report").json()["acts"]
+    assert refused.status_code == 409
+    assert [(act["act"], act["by"]) for act in acts[:2]] == [("resume", "editor"), ("pause", "editor")]
+
+
+def test_rows_and_answers_of_a_running_batch_come_from_the_service(pages: Pages, connected: RunningService) -> None:
+    batch = submitted(connected, "a", "reviews")
+    connected.plan()
+    with pages.as_("reader") as browser:
+        rows = browser.get(f"/api/v1/batches/{batch.id}/rows", params={"limit": 1})
+        answers = browser.get(f"/api/v1/batches/{batch.id}/answers")
+        nothing = browser.get(f"/api/v1/batches/{batch.id}/download")
+        workers = browser.get("/api/v1/workers")
+    assert (rows.status_code, answers.status_code, workers.status_code) == (200, 200, 200)
+    assert nothing.json()["error"]["code"] not in ("service_too_old", "not_found")
+    assert json.loads(workers.content)["queue"][0]["batches"] == 1
+
+
+def test_a_look_at_the_pages_lets_no_batch_go_on_that_nobody_waits_for(pages: Pages, connected: RunningService) -> None:
+    batch = submitted(connected, "a", None, holder="try 1", pause_unwatched_after=120)
+    connected.plan()
+    with connected.state.database.writing() as connection:
+        connection.execute(update(batches).values(unwatched_at=1.0))
+    connected.state.watching.pause_due()
+    with pages.as_("root") as browser:
+        for call in ("report", "rows", "answers"):
+            browser.get(f"/api/v1/batches/{batch.id}/{call}").raise_for_status()
+        [line] = browser.post("/api/v1/batches/overview", json={}).json()["data"]
+    assert line["paused"] == "unwatched"
