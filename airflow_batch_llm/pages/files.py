@@ -1,4 +1,4 @@
-"""The files of the pages, as a browser gets them.
+"""The files of the pages, as a browser gets them: from Airflow, and from the service itself.
 
 A name from a request is looked up among those of the files that are there, and becomes no path.
 """
@@ -6,7 +6,7 @@ A name from a request is looked up among those of the files that are there, and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,20 +22,25 @@ KINDS: Final = {
 
 @dataclass(frozen=True)
 class PageFile:
+    """A file in memory; all of them together are some hundred kilobytes."""
+
     content: bytes
     media_type: str
     etag: str
     """Of the content: a browser that asks again after an upgrade gets what is new, and else nothing."""
 
+    @classmethod
+    def read(cls, path: Path) -> PageFile:
+        content = path.read_bytes()
+        return cls(content, KINDS[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+    def is_known(self, headers: Mapping[str, str]) -> bool:
+        """Whether a browser that sends these headers has it already."""
+        given = headers.get("if-none-match", "").split(",")
+        return self.etag in (tag.strip().removeprefix("W/") for tag in given)
+
 
 def page_files(folder: Path = FOLDER) -> dict[str, PageFile]:
-    """All files by their name below the folder, in memory: they are some hundred kilobytes."""
-    return dict(_read(folder))
-
-
-def _read(folder: Path) -> Iterator[tuple[str, PageFile]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in KINDS and path.is_file():
-            content = path.read_bytes()
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            yield path.relative_to(folder).as_posix(), PageFile(content, KINDS[path.suffix], etag)
+    """All files, by their name below the folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix in KINDS and path.is_file())
+    return {path.relative_to(folder).as_posix(): PageFile.read(path) for path in paths}

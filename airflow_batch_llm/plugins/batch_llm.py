@@ -51,7 +51,7 @@ class BatchLLMPlugin(AirflowPlugin):
     operator_extra_links = [BatchLLMLink()]  # noqa: RUF012 (Airflow's own field)
     fastapi_apps = [{"name": "LLM batches", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012 (the same)
     react_apps = [  # noqa: RUF012 (the same)
-        _react_app("LLM batches", "nav", ROUTE, nav_top_level=True),
+        _react_app("LLM batches", "nav", ROUTE, category="browse"),
         _react_app("LLM batches", "dag_run", RUN_ROUTE),
         _react_app("LLM batch", "task_instance", TASK_ROUTE, applies_to={"operator_name": SHOWN_OF}),
     ]

@@ -59,8 +59,7 @@ def _file(request: Request, name: str) -> Response:
     if found is None:
         raise Refusal(404, "not_found", f"The pages have no file {name!r}.")
     kept = {"Cache-Control": "private, no-cache", "ETag": found.etag}
-    given = request.headers.get("if-none-match", "")
-    if found.etag in (tag.strip().removeprefix("W/") for tag in given.split(",")):
+    if found.is_known(request.headers):
         return Response(status_code=304, headers=kept)
     return Response(found.content, headers={**kept, "Content-Type": found.media_type})
 

@@ -156,9 +156,16 @@ function Wrong({ report }) {
     Fragment,
     null,
     failed > 0 && h("p", { className: "blm-big" }, h(PageLink, { changes: { tab: "rows", rows: "failed" }, className: "blm-bad" }, `${counted(failed, "row")} failed`)),
+    ...failureCodes(batch).map(([code, rows]) => h("p", { key: code, className: "blm-small" }, `${code}: ${counted(rows, "row")}`)),
     undone > 0 && h("p", null, `${counted(undone, "row")} not done`),
     troubles > 0 && h("p", { className: "blm-small" }, h(PageLink, { changes: { tab: "attempts" } }, `${counted(troubles, "attempt")} did not end well; their rows were asked again`)),
   );
+}
+
+/** The commonest reasons, which are known once the target stands. */
+function failureCodes(batch) {
+  const failures = Object.entries(batch.manifest?.failures ?? {});
+  return failures.sort(([, some], [, others]) => others - some).slice(0, 3);
 }
 
 function Overview({ report, now, fresh }) {
