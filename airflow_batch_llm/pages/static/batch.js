@@ -105,7 +105,7 @@ function Glance({ report, now }) {
   return h(
     "div",
     { className: "blm-glance" },
-    h(Card, { title: "Progress" }, h(ProgressBar, { progress }), h("p", { className: "blm-small blm-muted blm-why" }, movement(batch))),
+    h(Card, { title: "Progress" }, h(ProgressBar, { batch }), h("p", { className: "blm-small blm-muted blm-why" }, movement(batch))),
     h(Card, { title: hasEnded(batch) ? "Time taken" : "To go" }, h("p", { className: "blm-big" }, timeOf(batch)), h("p", { className: "blm-small blm-muted" }, `submitted ${ago(batch.created_at, now)}${batch.expires_at && !hasEnded(batch) ? `, must be done by ${moment(batch.expires_at)}` : ""}`)),
     h(Card, { title: "Cost" }, h(CostAtAGlance, { cost })),
     h(Card, { title: "What went wrong" }, h(Wrong, { report })),

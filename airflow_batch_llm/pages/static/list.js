@@ -139,7 +139,7 @@ function BatchRow({ line, now, host, go, fixed }) {
       h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id }, shortened(line.id))),
     ),
     h("td", null, h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"), line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`)),
-    h("td", { className: "blm-wide" }, h(ProgressBar, { progress, small: true }), progress.waiting_for && !ended && h("div", { className: "blm-small blm-muted blm-why" }, progress.waiting_for)),
+    h("td", { className: "blm-wide" }, h(ProgressBar, { batch: line, small: true }), progress.waiting_for && !ended && h("div", { className: "blm-small blm-muted blm-why" }, progress.waiting_for)),
     h("td", { className: "blm-number" }, ended ? "–" : rate(progress.tokens_per_second, "tokens/s")),
     h("td", { className: "blm-number" }, ended ? h("span", { className: "blm-muted" }, `took ${duration(line.ended_at - line.created_at)}`) : duration(progress.eta_seconds)),
     h("td", { className: "blm-number", title: moment(line.created_at) }, ago(line.created_at, now)),

@@ -9,6 +9,9 @@ const WAIT_SECONDS = 20;
 const LEAST_PAUSE = 1000;
 const LONGEST_PAUSE = 15000;
 
+/** The event that tells the host of the pages that a call was made by nobody it knows. */
+export const LOGGED_OUT = "batch-llm-logged-out";
+
 /** What the service, or Airflow before it, refused. `status` 0 is no answer at all. */
 export class Refusal extends Error {
   constructor(status, code, message) {
@@ -56,6 +59,7 @@ export async function call(path, { params, body, method, signal } = {}) {
   }
   const answer = await response.json().catch(() => null);
   if (response.ok && answer !== null) return answer;
+  if (response.status === 401) dispatchEvent(new Event(LOGGED_OUT));
   throw refusalOf(response.status, answer);
 }
 

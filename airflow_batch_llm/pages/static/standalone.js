@@ -9,6 +9,8 @@ globalThis.ReactDOM = ReactDOM;
 
 const { createElement: h, useEffect, useId, useRef, useState } = React;
 const HOST = new URL("../", import.meta.url);
+/** As service.js says it, which cannot be loaded before the globals above are set. */
+const LOGGED_OUT = "batch-llm-logged-out";
 
 /** Gives the response of a call of this host, or null where nobody answered. */
 async function asked(path, { method = "GET", body } = {}) {
@@ -48,6 +50,9 @@ function Standalone({ session }) {
   };
   useEffect(() => {
     if (session === "open") open();
+    const ended = () => setState({ session: "none", ended: true });
+    addEventListener(LOGGED_OUT, ended);
+    return () => removeEventListener(LOGGED_OUT, ended);
   }, []);
   if (state.session === "none") return h(Login, { ended: state.ended, onLogin: open });
   if (state.error) return h(Trouble, { error: state.error, onAgain: open });

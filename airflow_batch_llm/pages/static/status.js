@@ -38,11 +38,12 @@ export function StatusBadge({ batch }) {
 }
 
 /** Done, failed and reused rows of all, as one bar with its numbers in words. */
-export function ProgressBar({ progress, small = false }) {
+export function ProgressBar({ batch, small = false }) {
+  const { progress } = batch;
   const { rows_total: total, rows_done: done, rows_failed: failed, rows_reused: reused } = progress;
   const share = total ? done / total : 0;
   const good = Math.max(0, done - failed - reused);
-  const text = total ? `${whole(done)} of ${counted(total, "row")}` : "not planned yet";
+  const text = total ? `${whole(done)} of ${counted(total, "row")}` : hasEnded(batch) ? "no rows" : "not planned yet";
   const width = (rows) => ({ style: { width: `${total ? (100 * rows) / total : 0}%` } });
   return h(
     "div",
