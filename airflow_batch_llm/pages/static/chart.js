@@ -64,7 +64,7 @@ export function ProgressCharts({ timeline, total, known, from, until, ended }) {
       value: (point) => point.rows,
       most: total || 1,
       unit: "rows",
-      area: true,
+      area: { from: known },
       summary: `${whole(series.at(-1).rows)} of ${counted(total, "row")} done ${ended ? "in" : "after"} ${duration(until - from)}.`,
     }),
     h(Chart, {
@@ -88,7 +88,7 @@ export function ProgressCharts({ timeline, total, known, from, until, ended }) {
   );
 }
 
-function Chart({ title, series, value, most, unit, area = false, summary, looked, look, step, until }) {
+function Chart({ title, series, value, most, unit, area = null, summary, looked, look, step, until }) {
   const id = useId();
   const frame = useRef(null);
   const width = WIDTH - LEFT;
@@ -117,7 +117,7 @@ function Chart({ title, series, value, most, unit, area = false, summary, looked
         h("text", { key: share, className: "blm-tick", x: LEFT - 6, y: y(most * share) + (share ? 9 : 0), textAnchor: "end" }, compact(most * share)),
       ),
       h("text", { className: "blm-tick", x: LEFT - 6, y: y(most / 2) + 4, textAnchor: "end" }, unit),
-      area ? h(Area, { series, value, x, y }) : h(Bars, { series, value, x, y }),
+      area ? h(Area, { series, value, x, y, from: area.from }) : h(Bars, { series, value, x, y }),
       marked >= 0 && h("rect", { className: "blm-looked", x: x(marked), y: TOP, width: width / series.length, height: HEIGHT - TOP - BOTTOM }),
       h("text", { className: "blm-tick", x: LEFT, y: HEIGHT - 4 }, clock(from, end - from)),
       series.length > 4 && h("text", { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" }, clock((from + end) / 2, end - from)),
@@ -126,9 +126,9 @@ function Chart({ title, series, value, most, unit, area = false, summary, looked
   );
 }
 
-function Area({ series, value, x, y }) {
+function Area({ series, value, x, y, from }) {
   const line = series.map((point, place) => `L${x(place + 1).toFixed(1)},${y(value(point)).toFixed(1)}`).join("");
-  return h("g", null, h("path", { className: "blm-area", d: `M${x(0)},${y(0)}${line}L${x(series.length)},${y(0)}Z` }), h("path", { className: "blm-line", d: `M${x(0)},${y(0)}${line}` }));
+  return h("g", null, h("path", { className: "blm-area", d: `M${x(0)},${y(0)}L${x(0)},${y(from)}${line}L${x(series.length)},${y(0)}Z` }), h("path", { className: "blm-line", d: `M${x(0)},${y(from)}${line}` }));
 }
 
 function Bars({ series, value, x, y }) {
