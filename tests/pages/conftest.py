@@ -67,10 +67,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EveryState]:
 
 
 @pytest.fixture
-def page_service(tmp_path: Path) -> Iterator[RunningService]:
+def page_service(tmp_path: Path, looks: Looks) -> Iterator[RunningService]:
     """An empty service of the test's own."""
     with served(opened_state(tmp_path)) as service:
         yield service
+        looks.close()  # or its pages would ask a service that has ended
 
 
 @pytest.fixture
@@ -90,11 +91,12 @@ def below_a_path(page_service: RunningService) -> Iterator[str]:
 
 
 @pytest.fixture
-def restartable(tmp_path: Path) -> Iterator[Restartable]:
+def restartable(tmp_path: Path, looks: Looks) -> Iterator[Restartable]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(TOKEN_VARIABLE, raising=False)
         made = Restartable(page_settings(tmp_path))
         yield made
+        looks.close()
         made.stop()
 
 

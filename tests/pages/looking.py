@@ -62,8 +62,8 @@ class Looks:
         return [one for one in self.troubles if not any(re.search(pattern, one) for pattern in self.expected)]
 
     def close(self) -> None:
-        for context in self._contexts:
-            context.close()
+        while self._contexts:
+            self._contexts.pop().close()
 
     def _watch(self, page: Page) -> None:
         page.on("console", lambda said: said.type in ("error", "warning") and self._note("console", said.text, page))

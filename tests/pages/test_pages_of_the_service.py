@@ -140,6 +140,16 @@ def test_progress_is_seen_without_a_reload(looks: Looks, page_service: RunningSe
     assert page.evaluate("globalThis.notReloaded")
 
 
+def test_a_pause_between_two_words_of_a_search_eats_no_letter(looks: Looks, shown: EveryState) -> None:
+    page = logged_in(looks, shown.service)
+    field = page.get_by_label("Search batches")
+    field.press_sequentially("label ")
+    expect(page).to_have_url(re.compile("search=label"))
+    field.press_sequentially("tick")
+    expect(field).to_have_value("label tick")
+    expect(page.get_by_text("No batch fits")).to_be_visible()
+
+
 def test_the_list_is_filtered_searched_and_linked(looks: Looks, shown: EveryState) -> None:
     page = logged_in(looks, shown.service)
     page.get_by_role("combobox", name="Status").select_option("completed")
@@ -164,9 +174,9 @@ def test_many_batches_come_in_pages(looks: Looks, page_service: RunningService) 
         submitted(page_service, f"t{number}", 1, plan=False)
     page = logged_in(looks, page_service)
     expect(page.get_by_text("1 to 50 of 53 batches")).to_be_visible()
-    page.get_by_role("button", name="Older").click()
+    page.get_by_role("button", name="Next").click()
     expect(page.get_by_text("51 to 53 of 53 batches")).to_be_visible()
-    expect(page.get_by_role("button", name="Older")).to_be_disabled()
+    expect(page.get_by_role("button", name="Next")).to_be_disabled()
     page.go_back()
     expect(page.get_by_text("1 to 50 of 53 batches")).to_be_visible()
 
@@ -209,6 +219,7 @@ def test_a_batch_is_cancelled_after_one_question_and_it_is_said_by_whom(
     page.get_by_role("button", name="Cancel batch").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel batch").click()
     expect(page.get_by_text(re.compile("first cancelled it"))).to_be_visible()
+    expect(page.get_by_role("heading", name=moving.batch.id)).to_be_focused()
     assert page_service.client.get(moving.batch.id).status in ("cancelling", "cancelled")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Page
 
@@ -21,6 +23,7 @@ WORDS = {
     "counted(0, 'row')": "0 rows",
     "counted(2, 'batch', 'batches')": "2 batches",
     "rate(3.14, 'rows/s')": "3.1 rows/s",
+    "rate(0.034, 'rows/s')": "0.034 rows/s",
     "rate(0, 'rows/s')": "0 rows/s",
     "rate(null, 'rows/s')": NOTHING,
     "percent(0.5)": "50%",
@@ -67,9 +70,19 @@ def test_a_chart_has_a_point_for_each_stretch_also_where_nothing_was_done(page: 
             {"at": 110, "rows": 2, "failed": 0, "prompt_tokens": 20, "completion_tokens": 5},
         ],
     }
-    points = page.evaluate(
-        """async timeline => (await import("/ui/static/chart.js")).points(timeline, 99, 117)""", timeline
-    )
-    assert [(point["at"], point["rows"], point["failed"], point["tokens"]) for point in points] == [
-        *((95, 0, 0, 0), (100, 4, 1, 10), (105, 4, 1, 0), (110, 6, 1, 5), (115, 6, 1, 0)),
-    ]
+    assert charted(page, timeline, 99, 117) == (5, [(95, 0, 0), (100, 4, 10), (105, 4, 0), (110, 6, 5), (115, 6, 0)])
+
+
+def test_a_batch_that_stood_still_for_a_month_has_a_chart_of_some_hundred_points(page: Page) -> None:
+    buckets = [{"at": at, "rows": 1, "failed": 0, "prompt_tokens": 9, "completion_tokens": 1} for at in range(60)]
+    step, points = charted(page, {"bucket_seconds": 1, "buckets": buckets}, 0, 30 * 86_400)
+    assert len(points) <= 241
+    assert [rows for _, rows, _ in points] == [60] * len(points)
+    assert sum(tokens for *_, tokens in points) * step == pytest.approx(600)
+
+
+def charted(page: Page, timeline: dict[str, Any], start: float, end: float) -> tuple[float, list[tuple[float, ...]]]:
+    """How long a point is, and of each its time, the rows until then and its tokens a second."""
+    script = "async asked => (await import('/ui/static/chart.js')).points(...asked)"
+    found = page.evaluate(script, [timeline, start, end])
+    return found["step"], [(point["at"], point["rows"], point["tokens"]) for point in found["series"]]

@@ -26,6 +26,7 @@ const ACTS = {
     done: "A new generation was opened.",
   },
 };
+export const BATCH_HEADING = "blm-batch-heading";
 const NAMES = { pause: "Pause", resume: "Resume", cancel: "Cancel batch", retry: "Retry failed rows" };
 
 /** The acts that make sense for a batch as it is. */
@@ -73,7 +74,8 @@ function Confirm({ act, batch, onClose, onDone }) {
   useEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
-    return () => before?.focus?.();
+    // The button may be gone with what it did; whoever uses the keyboard stays at the batch.
+    return () => setTimeout(() => (before?.isConnected && !before.disabled ? before : document.getElementById(BATCH_HEADING))?.focus());
   }, []);
   const { title: question, says, done, dangerous } = ACTS[act];
   const doIt = async () => {

@@ -11,9 +11,10 @@ const MOST = 12;
 export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
   const { answer, error } = useAnswer(({ signal }) => call(`batches/${batch.id}/answers`, { signal }), `${batch.id} ${fresh}`);
   if (!answer) return error ? h(Trouble, { error }) : h(Loading, { what: "the answers" });
-  if (!answer.field) return h("p", { className: "blm-muted" }, "The answers are free text: see the rows.");
+  if (!answer.counts.length)
+    return h("p", { className: "blm-muted" }, answer.rows_done && !answer.field ? "The answers are no labels: see the rows." : "No answer yet.");
   const looked = answer.rows_looked_at;
-  if (!answer.counts.length) return h("p", { className: "blm-muted" }, "No answer yet.");
+  const answered = answer.counts.reduce((sum, each) => sum + each.rows, 0);
   const most = Math.max(...answer.counts.map((each) => each.rows));
   const shown = answer.counts.slice(0, MOST);
   return h(
@@ -30,7 +31,7 @@ export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
             ? h("button", { className: "blm-answer", "aria-pressed": chosen === label, onClick: () => onChoose(chosen === label ? null : label), title: "Show the rows with this answer" }, label)
             : h("span", { className: "blm-answer", title: label }, label),
           h("span", { className: "blm-answer-bar", "aria-hidden": true }, h("span", { style: { width: `${(100 * rows) / most}%` } })),
-          h("span", { className: "blm-number blm-small" }, `${whole(rows)} · ${percent(rows / looked)}`),
+          h("span", { className: "blm-number blm-small" }, `${whole(rows)} · ${percent(rows / answered)}`),
         ),
       ),
     ),

@@ -3,11 +3,10 @@
 import { Component, h, useEffect } from "./react.js";
 import { useAddress } from "./address.js";
 import { BatchPage } from "./batch.js";
-import { Choice } from "./fields.js";
 import { BatchListPage } from "./list.js";
-import { PageLink } from "./places.js";
+import { CLEAR, PageLink, ServiceChoice, setOwnDeployments } from "./places.js";
 import { setScope, useAnswer, call } from "./service.js";
-import { Loading, Trouble } from "./states.js";
+import { Announcements, Loading, Trouble } from "./states.js";
 import { TaskPage } from "./task.js";
 import { WorkersPage } from "./workers.js";
 
@@ -23,6 +22,7 @@ export function App({ host, place = null, header = null }) {
   return h(
     "div",
     { className: `blm blm-${host}` },
+    h(Announcements),
     h(Fence, { at: params.toString() }, h(Shell, { host, place, header, who, params })),
   );
 }
@@ -32,25 +32,27 @@ function Shell({ host, place, header, who, params }) {
   const scopes = who.answer.scopes;
   const may = scopes.includes("submit") || scopes.includes("admin");
   const shared = { host, may };
-  if (place) return h(TaskPage, { place, ...shared });
+  setOwnDeployments(who.answer.deployments ?? []);
+  if (place) return h(TaskPage, { place, connections: who.answer.connections ?? [], ...shared });
   const batchId = params.get("batch");
   const page = batchId ? "batch" : params.get("page") === "workers" ? "workers" : "list";
   return h(
     "main",
     { className: "blm-page" },
-    h(Heading, { page, header, connections: who.answer.connections, params, batchId }),
+    h(Heading, { page, header, connections: who.answer.connections, batchId }),
     page === "batch" && h(BatchPage, { key: batchId, batchId, ...shared }),
     page === "workers" && h(WorkersPage, { scope: `${params.get("team")} ${params.get("conn_id")}` }),
     page === "list" && h(BatchListPage, { host }),
   );
 }
 
-const CLEAR = { batch: null, tab: null, rows: null, label: null, find: null };
-
-function Heading({ page, header, connections, params, batchId }) {
-  const [, go] = useAddress();
+function Heading({ page, header, connections, batchId }) {
   useEffect(() => {
+    const before = document.title;
     document.title = batchId ? `${batchId} – LLM batches` : page === "workers" ? "Workers – LLM batches" : "LLM batches";
+    return () => {
+      document.title = before;
+    };
   }, [page, batchId]);
   const current = (name) => (page === name ? "page" : undefined);
   return h(
@@ -63,8 +65,7 @@ function Heading({ page, header, connections, params, batchId }) {
       h(PageLink, { changes: { ...CLEAR, page: null }, "aria-current": current("list") }, "Batches"),
       h(PageLink, { changes: { ...CLEAR, page: "workers" }, "aria-current": current("workers") }, "Workers"),
     ),
-    connections?.length > 1 &&
-      h(Choice, { label: "Service", value: params.get("conn_id") ?? connections[0], onChange: (event) => go({ ...CLEAR, conn_id: event.target.value, offset: null }) }, ...connections.map((name) => h("option", { key: name, value: name }, name))),
+    h(ServiceChoice, { connections }),
     header,
   );
 }

@@ -5,6 +5,15 @@ import { counted, moment, whole } from "./format.js";
 import { Facts } from "./facts.js";
 import { Empty } from "./states.js";
 
+/** What becomes of an attempt without harm. */
+const WELL = new Set(["committed", "drained", "stopped", "running"]);
+
+/** How many attempts did not end well. */
+export function troubled(attempts) {
+  const outcomes = Object.entries(attempts?.outcomes ?? {});
+  return outcomes.reduce((sum, [outcome, times]) => sum + (WELL.has(outcome) ? 0 : times), 0);
+}
+
 export function Attempts({ report: { attempts, batch } }) {
   if (!attempts || !attempts.total) return h(Empty, { title: "No attempts" }, "No worker has claimed a chunk of it, or the records of them are gone.");
   const outcomes = Object.entries(attempts.outcomes).map(([outcome, times]) => [outcome, counted(times, "attempt")]);

@@ -1,10 +1,10 @@
 /** One batch: is it moving, when is it done, what does it cost, what went wrong, do the answers look right? */
 
-import { Fragment, h, useState } from "./react.js";
-import { Acts } from "./acts.js";
+import { Fragment, h } from "./react.js";
+import { Acts, BATCH_HEADING } from "./acts.js";
 import { useAddress } from "./address.js";
 import { AnswerBars } from "./answers.js";
-import { Attempts } from "./attempts.js";
+import { Attempts, troubled } from "./attempts.js";
 import { ProgressCharts } from "./chart.js";
 import { ago, compact, counted, duration, money, moment, percent, rate, whole } from "./format.js";
 import { Facts } from "./facts.js";
@@ -12,15 +12,17 @@ import { OriginText, PageLink } from "./places.js";
 import { Rows } from "./rows.js";
 import { call, useLive, useNow } from "./service.js";
 import { Spec } from "./spec.js";
-import { Empty, Loading, StaleNotice, Trouble } from "./states.js";
+import { announce, Empty, Loading, StaleNotice, Trouble } from "./states.js";
 import { hasEnded, ProgressBar, StatusBadge, STATUS_NAMES } from "./status.js";
 
 const TABS = { overview: "Overview", rows: "Rows", attempts: "Attempts", spec: "Spec" };
+/** Seconds after which what is counted over rows is counted anew, as long as somebody looks. */
+const FRESH = 20;
 const PHASES = { planning: "Planning", waiting: "Waiting for its first rows", running: "Running", assembling: "Assembling" };
 const ACT_WORDS = { submit: "submitted it", cancel: "cancelled it", retry: "retried it", pause: "paused it", resume: "resumed it" };
 
 /** `placed` says that the host's own page says already where the batch comes from. */
-export function BatchPage({ batchId, host, may, placed = false }) {
+export function BatchPage({ batchId, may, placed = false }) {
   const [params] = useAddress();
   const { answer: report, error } = useLive(
     ({ version, wait, signal }) => call(`batches/${encodeURIComponent(batchId)}/report`, { params: { version, wait: wait || null }, signal }),
@@ -28,16 +30,15 @@ export function BatchPage({ batchId, host, may, placed = false }) {
   );
   const now = useNow(report?.at);
   if (!report || report.batch?.id !== batchId) return error ? h(Trouble, { error }) : h(Loading, { what: `batch ${batchId}` });
-  return h(Batch, { report, error, now, host, placed, may: may && report.may_act !== false });
+  return h(Batch, { report, error, now, placed, may: may && report.may_act !== false });
 }
 
-function Batch({ report, error, now, host, placed, may }) {
+function Batch({ report, error, now, placed, may }) {
   const [params, go] = useAddress();
-  const [said, say] = useState(null);
   const { batch } = report;
   const tab = params.get("tab") in TABS ? params.get("tab") : "overview";
   const onDone = (act, answer, words) => {
-    say(words);
+    announce(words);
     if (act === "retry") go({ batch: answer.id, tab: null });
   };
   return h(
@@ -48,11 +49,10 @@ function Batch({ report, error, now, host, placed, may }) {
       "header",
       { className: "blm-batch-head" },
       h("div", null,
-        h("h2", null, h(StatusBadge, { batch }), " ", h("span", { className: "blm-id" }, batch.id)),
-        !placed && h("div", { className: "blm-batch-place" }, h(OriginText, { origin: batch.origin, linked: host === "airflow" }))),
+        h("h2", { tabIndex: -1, id: BATCH_HEADING }, h(StatusBadge, { batch }), " ", h("span", { className: "blm-id" }, batch.id)),
+        !placed && h("div", { className: "blm-batch-place" }, h(OriginText, { origin: batch.origin }))),
       h(Acts, { batch, may, onDone }),
     ),
-    h("p", { className: "blm-hidden", role: "status" }, said),
     h(Glance, { report, now }),
     h(TabList, { tab, go }),
     h("div", { role: "tabpanel", id: "blm-panel", "aria-labelledby": `blm-tab-${tab}` }, h(Panel, { tab, report, now })),
@@ -61,7 +61,7 @@ function Batch({ report, error, now, host, placed, may }) {
 
 function Panel({ tab, report, now }) {
   const { batch } = report;
-  const fresh = hasEnded(batch) ? batch.status : Math.floor(now / 20);
+  const fresh = hasEnded(batch) ? batch.status : Math.floor(report.at / FRESH);
   if (tab === "rows") return h(Rows, { batch, fresh });
   if (tab === "attempts") return h(Attempts, { report });
   if (tab === "spec") return h(Spec, { batch });
@@ -148,7 +148,7 @@ function Wrong({ report }) {
   const { batch, attempts } = report;
   const failed = batch.progress.rows_failed;
   const undone = hasEnded(batch) ? Math.max(0, batch.progress.rows_total - batch.progress.rows_done) : 0;
-  const troubles = attempts?.troubles.length ?? 0;
+  const troubles = troubled(attempts);
   const errors = batch.errors?.data ?? [];
   if (errors.length) return h("div", null, ...errors.slice(0, 3).map((error, place) => h("p", { key: place, className: "blm-bad blm-why" }, error.message)));
   if (!failed && !undone && !troubles) return h("p", { className: "blm-big blm-good" }, "Nothing");
@@ -179,7 +179,7 @@ function Overview({ report, now, fresh }) {
       { className: "blm-card blm-span" },
       h("h3", null, "Progress over time"),
       timeline?.buckets.length
-        ? h(ProgressCharts, { timeline, total: batch.progress.rows_total, known: knownRows(report), from: phases.find((phase) => phase.name === "running")?.started_at ?? timeline.buckets[0].at, until, ended: hasEnded(batch) })
+        ? h(ProgressCharts, { timeline, total: batch.progress.rows_total, known: knownRows(plan), done: batch.progress.rows_done, from: phases.find((phase) => phase.name === "running")?.started_at ?? timeline.buckets[0].at, until, ended: hasEnded(batch) })
         : h(Empty, { title: hasEnded(batch) ? "No progress is kept" : "No rows done yet" }, batch.progress.waiting_for),
     ),
     h(Card, { title: "Answers" }, h(AnswerBars, { batch, fresh }), h("p", null, h(PageLink, { changes: { tab: "rows" } }, "Look at rows"))),
@@ -192,10 +192,9 @@ function Overview({ report, now, fresh }) {
   );
 }
 
-/** Rows that have a result without a commit on the chart: reused ones, and what an earlier generation had done. */
-function knownRows({ batch, timeline }) {
-  const charted = timeline.buckets.reduce((sum, bucket) => sum + bucket.rows, 0);
-  return Math.max(0, batch.progress.rows_done - charted);
+/** Rows that were done before the first commit: reused ones, what an earlier generation did, what cannot be asked. */
+function knownRows(plan) {
+  return plan ? Math.max(0, plan.rows_total - plan.rows_duplicate - plan.rows_asked) : 0;
 }
 
 function Phases({ phases, now }) {

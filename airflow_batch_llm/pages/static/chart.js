@@ -9,23 +9,30 @@ const LEFT = 56;
 const BOTTOM = 20;
 const TOP = 8;
 
-/** Every bucket from the first on, those without commits too: `{at, rows, failed, tokens}`, rows added up. */
+/** More than there are pixels for. A batch may have worked for a minute and then have waited for a month. */
+const MOST_POINTS = 240;
+
+/**
+ * Every stretch of time from the first on, those without commits too: `{at, rows, failed, tokens}`, with the rows added
+ * up and the tokens by the second; and how long a stretch is.
+ */
 export function points(timeline, from, until) {
-  const { bucket_seconds: step, buckets } = timeline;
-  const found = new Map(buckets.map((bucket) => [Math.round(bucket.at / step), bucket]));
+  const { bucket_seconds: bucketStep, buckets } = timeline;
+  const step = bucketStep * Math.max(1, Math.ceil((until - from) / bucketStep / MOST_POINTS));
   const first = Math.floor(from / step);
   const last = Math.max(Math.floor(until / step), first);
-  const series = [];
-  let rows = 0;
-  let failed = 0;
-  for (let place = first; place <= last; place += 1) {
-    const bucket = found.get(place);
-    rows += bucket?.rows ?? 0;
-    failed += bucket?.failed ?? 0;
-    const tokens = ((bucket?.prompt_tokens ?? 0) + (bucket?.completion_tokens ?? 0)) / step;
-    series.push({ at: place * step, rows, failed, tokens });
+  const series = Array.from({ length: last - first + 1 }, (_, place) => ({ at: (first + place) * step, rows: 0, failed: 0, tokens: 0 }));
+  for (const bucket of buckets) {
+    const point = series[Math.min(Math.max(Math.floor(bucket.at / step), first), last) - first];
+    point.rows += bucket.rows;
+    point.failed += bucket.failed;
+    point.tokens += (bucket.prompt_tokens + bucket.completion_tokens) / step;
   }
-  return series;
+  for (let place = 1; place < series.length; place += 1) {
+    series[place].rows += series[place - 1].rows;
+    series[place].failed += series[place - 1].failed;
+  }
+  return { series, step };
 }
 
 /** Seconds: workers hand in their rows every other second, so a shorter bar would be one of them or none. */
@@ -44,12 +51,15 @@ function grouped(series, step) {
   return { bars: groups, barStep: step * size };
 }
 
-export function ProgressCharts({ timeline, total, known, from, until, ended }) {
+/** `known` are the rows that were done before the first commit, `done` those that are now. */
+export function ProgressCharts({ timeline, total, known, done, from, until, ended }) {
   const [looked, look] = useState(null);
-  const step = timeline.bucket_seconds;
-  const series = points(timeline, from, until).map((point) => ({ ...point, rows: point.rows + known }));
+  const { series, step } = points(timeline, from, until);
+  for (const point of series) point.rows += known;
+  // Rows that equal others get their answer with the target, and are no commit.
+  if (ended) series.at(-1).rows = Math.max(series.at(-1).rows, done);
   const { bars, barStep } = grouped(series, step);
-  const most = Math.max(0, ...bars.map((bar) => bar.tokens));
+  const most = bars.reduce((highest, bar) => Math.max(highest, bar.tokens), 0);
   const at = looked && looked.series.findLast((point) => point.at <= looked.at);
   const shared = { looked: looked?.at ?? null, until };
   return h(

@@ -12,7 +12,8 @@ export function Choice({ label, children, ...rest }) {
 /** Searches when the typing pauses, so that no call is made for every letter. */
 export function SearchField({ value, label, onSearch }) {
   const [text, setText] = useState(value);
-  useEffect(() => setText(value), [value]);
+  // Not over what is being typed: a space at its end is part of it.
+  useEffect(() => setText((now) => (now.trim() === value ? now : value)), [value]);
   useEffect(() => {
     if (text.trim() === value) return undefined;
     const timer = setTimeout(() => onSearch(text.trim()), TYPING);

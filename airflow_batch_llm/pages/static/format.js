@@ -30,7 +30,8 @@ export function counted(number, word, words = `${word}s`) {
 
 export function rate(number, unit) {
   if (number == null) return NOTHING;
-  return `${number < 100 ? TENTHS.format(number) : compact(number)} ${unit}`;
+  const figures = number > 0 && number < 1 ? new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 }) : TENTHS;
+  return `${number < 100 ? figures.format(number) : compact(number)} ${unit}`;
 }
 
 /** A share between 0 and 1. What is not quite nothing or all is not called so. */

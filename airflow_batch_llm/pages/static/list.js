@@ -28,7 +28,7 @@ export function BatchListPage({ fixed = null, host }) {
     h(StaleNotice, { error }),
     h(Filters, { params, go, answer, fixed }),
     answer.data.length
-      ? h(BatchTable, { lines: answer.data, now, fixed, host, stale, go })
+      ? h(BatchTable, { lines: answer.data, now, fixed, stale, go })
       : h(NoBatches, { filtered: isFiltered(params), offset: query.offset, go, host, fixed }),
     h(Pager, { answer, query, go }),
   );
@@ -106,7 +106,7 @@ function Named({ label, names, value, onChange, any = "All" }) {
   );
 }
 
-function BatchTable({ lines, now, fixed, host, stale, go }) {
+function BatchTable({ lines, now, fixed, stale, go }) {
   const heads = ["Status", fixed ? "Task" : "Dag, task and run", "Model", "Rows", "Speed", "To go", "Age", "Priority"];
   return h(
     "div",
@@ -116,12 +116,12 @@ function BatchTable({ lines, now, fixed, host, stale, go }) {
       { className: `blm-table${stale ? " blm-stale" : ""}` },
       h("caption", { className: "blm-hidden" }, "Batches"),
       h("thead", null, h("tr", null, ...heads.map((head) => h("th", { key: head, scope: "col" }, head)))),
-      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, host, go, fixed }))),
+      h("tbody", null, ...lines.map((line) => h(BatchRow, { key: line.id, line, now, go, fixed }))),
     ),
   );
 }
 
-function BatchRow({ line, now, host, go, fixed }) {
+function BatchRow({ line, now, go, fixed }) {
   const ended = hasEnded(line);
   const open = (event) => {
     // The link in the row is what keyboards use; a row that somebody selects text in stays.
@@ -135,7 +135,7 @@ function BatchRow({ line, now, host, go, fixed }) {
     h(
       "td",
       null,
-      h(OriginText, { origin: line.origin, linked: host === "airflow", within: fixed }),
+      h(OriginText, { origin: line.origin, within: fixed }),
       h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id }, shortened(line.id))),
     ),
     h("td", null, h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"), line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`)),
@@ -160,7 +160,7 @@ function Pager({ answer, query, go }) {
     "nav",
     { className: "blm-pager", "aria-label": "Pages of batches" },
     h("span", { className: "blm-muted", role: "status" }, answer.data.length ? `${whole(offset + 1)} to ${whole(last)} of ${counted(answer.total, "batch", "batches")}` : `0 of ${compact(answer.total)}`),
-    h("button", { className: "blm-button", disabled: offset === 0, onClick: move(Math.max(0, offset - PAGE)) }, "Newer"),
-    h("button", { className: "blm-button", disabled: last >= answer.total, onClick: move(offset + PAGE) }, "Older"),
+    h("button", { className: "blm-button", disabled: offset === 0, onClick: move(Math.max(0, offset - PAGE)) }, "Previous"),
+    h("button", { className: "blm-button", disabled: last >= answer.total, onClick: move(offset + PAGE) }, "Next"),
   );
 }

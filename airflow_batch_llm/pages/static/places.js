@@ -2,6 +2,7 @@
 
 import { h } from "./react.js";
 import { hrefWith, useAddress } from "./address.js";
+import { Choice } from "./fields.js";
 
 const Router = globalThis.ReactRouterDOM;
 
@@ -16,15 +17,40 @@ export function PageLink({ changes, children, ...rest }) {
   return h("a", { href: hrefWith(params, changes), onClick, ...rest }, children);
 }
 
+/** The address without a batch and without what is looked at of it. */
+export const CLEAR = { batch: null, tab: null, rows: null, label: null, find: null };
+
+/** Which of several services is asked; nothing where there is one. */
+export function ServiceChoice({ connections }) {
+  const [params, go] = useAddress();
+  if (!(connections?.length > 1)) return null;
+  return h(
+    Choice,
+    {
+      label: "Service",
+      value: params.get("conn_id") ?? connections[0],
+      onChange: (event) => go({ ...CLEAR, all: null, offset: null, conn_id: event.target.value }),
+    },
+    ...connections.map((name) => h("option", { key: name, value: name }, name)),
+  );
+}
+
+let ownDeployments = [];
+
+/** Under which names batches of this Airflow stand at the service. */
+export function setOwnDeployments(names) {
+  ownDeployments = names;
+}
+
 /** Where a batch comes from; links where the page stands in that Airflow. `within` a Dag run its task is enough. */
-export function OriginText({ origin, linked, within = null }) {
+export function OriginText({ origin, within = null }) {
   if (!origin) return h("span", { className: "blm-muted" }, "not from Airflow");
   const { dag_id: dag, run_id: run, task_id: task, map_index: index } = origin;
   const at = `/dags/${encodeURIComponent(dag)}`;
   const ofRun = `${at}/runs/${encodeURIComponent(run)}`;
   const ofTask = `${ofRun}/tasks/${encodeURIComponent(task)}${index >= 0 ? `/mapped/${index}` : ""}`;
   const part = (to, text, title) =>
-    linked && Router ? h(Router.Link, { to, title }, text) : h("span", { title }, text);
+    Router && ownDeployments.includes(origin.deployment) ? h(Router.Link, { to, title }, text) : h("span", { title }, text);
   if (within) return part(ofTask, index >= 0 ? `${task} [${index}]` : task, `Task ${task}`);
   return h(
     "span",

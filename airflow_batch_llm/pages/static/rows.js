@@ -1,6 +1,6 @@
 /** Rows to look at: what the source has, what the model was asked, what it answered, side by side. */
 
-import { h, useEffect, useState } from "./react.js";
+import { Fragment, h, useEffect, useState } from "./react.js";
 import { useAddress } from "./address.js";
 import { AnswerBars } from "./answers.js";
 import { Choice, SearchField } from "./fields.js";
@@ -49,12 +49,17 @@ export function Rows({ batch, fresh }) {
 
 function Downloads({ batch }) {
   const files = batch.manifest?.files ?? [];
+  const ofRequests = [
+    [batch.output_file_id, "Download the output"],
+    [batch.error_file_id, "Download the errors"],
+  ];
   return h(
     "div",
     { className: "blm-downloads" },
     ...files.slice(0, 5).map((file, number) =>
       h("a", { key: file.uri, className: "blm-button", href: urlOf(`batches/${batch.id}/download`, { file: number }), download: "" }, files.length > 1 ? `Download ${file.uri.split("/").at(-1)}` : "Download the target"),
     ),
+    ...ofRequests.map(([id, text], number) => id && h("a", { key: id, className: "blm-button", href: urlOf(`batches/${batch.id}/download`, { file: number }), download: "" }, text)),
     files.length > 5 && h("span", { className: "blm-small blm-muted" }, `and ${counted(files.length - 5, "file")} more at the target`),
   );
 }
@@ -136,7 +141,7 @@ function Message({ message }) {
 }
 
 function Fields({ values }) {
-  return h("dl", { className: "blm-fields" }, ...Object.entries(values).flatMap(([name, value]) => [h("dt", { key: `${name} name` }, name), h("dd", { key: name }, textOf(value))]));
+  return h("dl", { className: "blm-fields" }, ...Object.entries(values).map(([name, value]) => h(Fragment, { key: name }, h("dt", null, name), h("dd", null, textOf(value)))));
 }
 
 function Output({ value }) {

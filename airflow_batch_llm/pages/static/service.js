@@ -80,12 +80,15 @@ export function useLive(ask, question) {
   latest.current = ask;
   useEffect(() => {
     const stop = new AbortController();
+    setState((now) => ({ ...now, error: null }));
     follow((options) => latest.current(options), stop.signal, (found) => {
       if (!stop.signal.aborted) setState((now) => ({ ...now, ...found, question: found.answer ? question : now.question }));
     });
     return () => stop.abort();
   }, [question]);
-  return { ...state, stale: state.question !== question };
+  const stale = state.question !== question;
+  // What was asked before is shown until the new answer is there, but not where that cannot be had.
+  return { ...state, answer: stale && state.error ? null : state.answer, stale };
 }
 
 async function follow(ask, signal, tell) {
@@ -147,7 +150,9 @@ export function useAnswer(ask, question) {
     const stop = new AbortController();
     latest.current({ signal: stop.signal }).then(
       (answer) => !stop.signal.aborted && setState({ answer, error: null, question }),
-      (error) => !stop.signal.aborted && setState((now) => ({ ...now, error, question })),
+      (error) =>
+        !stop.signal.aborted &&
+        setState((now) => ({ answer: now.question === question ? now.answer : null, error, question })),
     );
     return () => stop.abort();
   }, [question, turn]);

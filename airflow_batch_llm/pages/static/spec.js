@@ -20,7 +20,7 @@ export function Spec({ batch }) {
   );
 }
 
-const PLACEHOLDER = /(\{[A-Za-z_][A-Za-z0-9_]*\})/;
+const PLACEHOLDER = /(\{[\p{L}_][\p{L}\p{N}_]*\})/u;
 
 /** The template with its placeholders marked: those that are not written twice as wide. */
 function marked(text) {

@@ -1,6 +1,6 @@
 /** What is shown where there is nothing to show: not yet, not at all, or not for this person. */
 
-import { h } from "./react.js";
+import { h, useEffect, useState } from "./react.js";
 
 const TITLES = {
   no_answer: "The server does not answer",
@@ -14,6 +14,22 @@ const TITLES = {
   404: "This is not there",
 };
 const PASSING = new Set(["no_answer", "service_unreachable"]);
+
+const listeners = new Set();
+
+/** Has a sentence read out by who hears the page, whatever is drawn anew meanwhile. */
+export function announce(sentence) {
+  for (const listener of listeners) listener(sentence);
+}
+
+export function Announcements() {
+  const [sentence, setSentence] = useState("");
+  useEffect(() => {
+    listeners.add(setSentence);
+    return () => listeners.delete(setSentence);
+  }, []);
+  return h("p", { className: "blm-hidden", role: "status" }, sentence);
+}
 
 export function Loading({ what }) {
   return h("div", { className: "blm-empty", role: "status" }, h("span", { className: "blm-spinner" }), `Loading ${what} …`);
