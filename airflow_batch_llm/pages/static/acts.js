@@ -69,19 +69,21 @@ export function Acts({ batch, may, onDone }) {
 
 function Confirm({ act, batch, onClose, onDone }) {
   const dialog = useRef(null);
+  const acted = useRef(false);
   const [state, setState] = useState({ busy: false, error: null });
   const title = useId();
   useEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
-    // The button may be gone with what it did; whoever uses the keyboard stays at the batch.
-    return () => setTimeout(() => (before?.isConnected && !before.disabled ? before : document.getElementById(BATCH_HEADING))?.focus());
+    // The button goes with what it did; whoever uses the keyboard stays at the batch.
+    return () => setTimeout(() => (acted.current ? document.getElementById(BATCH_HEADING) : before)?.focus());
   }, []);
   const { title: question, says, done, dangerous } = ACTS[act];
   const doIt = async () => {
     setState({ busy: true, error: null });
     try {
       const answer = await call(`batches/${batch.id}/${act}`, { body: {} });
+      acted.current = true;
       onClose();
       onDone(act, answer, done);
     } catch (error) {
