@@ -8,10 +8,15 @@ import { hasEnded } from "./status.js";
 const ACTS = {
   pause: {
     title: "Pause this batch?",
-    says: () => "No worker gets more of it. The rows that are at an engine now are finished. It goes on when somebody resumes it.",
+    says: () =>
+      "No worker gets more of it. The rows that are at an engine now are finished. It goes on when somebody resumes it.",
     done: "Paused.",
   },
-  resume: { title: "Let this batch go on?", says: () => "Workers get its rows again, in its turn.", done: "It goes on." },
+  resume: {
+    title: "Let this batch go on?",
+    says: () => "Workers get its rows again, in its turn.",
+    done: "It goes on.",
+  },
   cancel: {
     title: "Cancel this batch?",
     says: ({ progress: { rows_done: done, rows_total: total } }) =>
@@ -37,7 +42,11 @@ function possible(batch) {
     return batch.status !== "failed" && !batch.dry_run && !all ? ["retry"] : [];
   }
   if (batch.status === "cancelling") return [];
-  const held = batch.paused ? ["resume"] : batch.status === "in_progress" || batch.status === "validating" ? ["pause"] : [];
+  const held = batch.paused
+    ? ["resume"]
+    : batch.status === "in_progress" || batch.status === "validating"
+      ? ["pause"]
+      : [];
   return batch.status === "finalizing" ? [] : [...held, "cancel"];
 }
 
@@ -62,7 +71,12 @@ export function Acts({ batch, may, onDone }) {
         NAMES[act],
       ),
     ),
-    !may && h("span", { id: reason, className: "blm-small blm-muted" }, "You may look at this batch, but not change it."),
+    !may &&
+      h(
+        "span",
+        { id: reason, className: "blm-small blm-muted" },
+        "You may look at this batch, but not change it.",
+      ),
     asked && h(Confirm, { key: asked, act: asked, batch, onClose: () => ask(null), onDone }),
   );
 }
@@ -92,7 +106,13 @@ function Confirm({ act, batch, onClose, onDone }) {
   };
   return h(
     "dialog",
-    { ref: dialog, className: "blm-dialog", "aria-labelledby": title, onClose, onCancel: (event) => state.busy && event.preventDefault() },
+    {
+      ref: dialog,
+      className: "blm-dialog",
+      "aria-labelledby": title,
+      onClose,
+      onCancel: (event) => state.busy && event.preventDefault(),
+    },
     h("h2", { id: title }, question),
     h("p", null, says(batch)),
     h("p", { className: "blm-small blm-muted" }, batch.id),
@@ -104,7 +124,15 @@ function Confirm({ act, batch, onClose, onDone }) {
         "div",
         { className: "blm-dialog-buttons" },
         h("button", { className: "blm-button", disabled: state.busy, onClick: onClose }, "Leave it as it is"),
-        h("button", { className: `blm-button ${dangerous ? "blm-danger-solid" : "blm-solid"}`, disabled: state.busy, onClick: doIt }, state.busy ? "Asking …" : NAMES[act]),
+        h(
+          "button",
+          {
+            className: `blm-button ${dangerous ? "blm-danger-solid" : "blm-solid"}`,
+            disabled: state.busy,
+            onClick: doIt,
+          },
+          state.busy ? "Asking …" : NAMES[act],
+        ),
       ),
     ),
   );

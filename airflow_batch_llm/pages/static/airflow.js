@@ -14,6 +14,9 @@ if (!document.querySelector(`link[href="${STYLE}"]`)) {
 /** Airflow gives the ids of the place whose tab this is; on the page of the navigation there are none. */
 globalThis.AirflowPlugin = function LLMBatches({ dagId, runId, taskId, mapIndex }) {
   const index = mapIndex == null || mapIndex === "" ? null : Number(mapIndex);
-  const place = dagId && runId ? { dag_id: dagId, run_id: runId, task_id: taskId ?? null, map_index: taskId ? index : null } : null;
+  const place =
+    dagId && runId
+      ? { dag_id: dagId, run_id: runId, task_id: taskId ?? null, map_index: taskId ? index : null }
+      : null;
   return h(App, { host: "airflow", place });
 };

@@ -9,10 +9,17 @@ const MOST = 12;
 
 /** `fresh` changes when there is something new to count. */
 export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
-  const { answer, error } = useAnswer(({ signal }) => call(`batches/${batch.id}/answers`, { signal }), `${batch.id} ${fresh}`);
+  const { answer, error } = useAnswer(
+    ({ signal }) => call(`batches/${batch.id}/answers`, { signal }),
+    `${batch.id} ${fresh}`,
+  );
   if (!answer) return error ? h(Trouble, { error }) : h(Loading, { what: "the answers" });
   if (!answer.counts.length)
-    return h("p", { className: "blm-muted" }, answer.rows_done && !answer.field ? "The answers are no labels: see the rows." : "No answer yet.");
+    return h(
+      "p",
+      { className: "blm-muted" },
+      answer.rows_done && !answer.field ? "The answers are no labels: see the rows." : "No answer yet.",
+    );
   const looked = answer.rows_looked_at;
   const answered = answer.counts.reduce((sum, each) => sum + each.rows, 0);
   const most = Math.max(...answer.counts.map((each) => each.rows));
@@ -28,9 +35,22 @@ export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
           "li",
           { key: label },
           onChoose
-            ? h("button", { className: "blm-answer", "aria-pressed": chosen === label, onClick: () => onChoose(chosen === label ? null : label), title: "Show the rows with this answer" }, label)
+            ? h(
+                "button",
+                {
+                  className: "blm-answer",
+                  "aria-pressed": chosen === label,
+                  onClick: () => onChoose(chosen === label ? null : label),
+                  title: "Show the rows with this answer",
+                },
+                label,
+              )
             : h("span", { className: "blm-answer", title: label }, label),
-          h("span", { className: "blm-answer-bar", "aria-hidden": true }, h("span", { style: { width: `${(100 * rows) / most}%` } })),
+          h(
+            "span",
+            { className: "blm-answer-bar", "aria-hidden": true },
+            h("span", { style: { width: `${(100 * rows) / most}%` } }),
+          ),
           h("span", { className: "blm-number blm-small" }, `${whole(rows)} · ${percent(rows / answered)}`),
         ),
       ),

@@ -18,7 +18,10 @@ import { WorkersPage } from "./workers.js";
 export function App({ host, place = null, header = null }) {
   const [params] = useAddress();
   setScope({ team: params.get("team"), conn_id: params.get("conn_id") });
-  const who = useAnswer(({ signal }) => call("whoami", { signal }), `${params.get("team")} ${params.get("conn_id")}`);
+  const who = useAnswer(
+    ({ signal }) => call("whoami", { signal }),
+    `${params.get("team")} ${params.get("conn_id")}`,
+  );
   return h(
     "div",
     { className: `blm blm-${host}` },
@@ -49,7 +52,11 @@ function Shell({ host, place, header, who, params }) {
 function Heading({ page, header, connections, batchId }) {
   useEffect(() => {
     const before = document.title;
-    document.title = batchId ? `${batchId} – LLM batches` : page === "workers" ? "Workers – LLM batches" : "LLM batches";
+    document.title = batchId
+      ? `${batchId} – LLM batches`
+      : page === "workers"
+        ? "Workers – LLM batches"
+        : "LLM batches";
     return () => {
       document.title = before;
     };
@@ -87,6 +94,10 @@ class Fence extends Component {
 
   render() {
     if (!this.state.error) return this.props.children;
-    return h(Trouble, { error: { message: `These pages have a defect: ${this.state.error.message}. Nothing happened to any batch.` } });
+    return h(Trouble, {
+      error: {
+        message: `These pages have a defect: ${this.state.error.message}. Nothing happened to any batch.`,
+      },
+    });
   }
 }

@@ -15,17 +15,36 @@ export function troubled(attempts) {
 }
 
 export function Attempts({ report: { attempts, batch } }) {
-  if (!attempts || !attempts.total) return h(Empty, { title: "No attempts" }, "No worker has claimed a chunk of it, or the records of them are gone.");
-  const outcomes = Object.entries(attempts.outcomes).map(([outcome, times]) => [outcome, counted(times, "attempt")]);
+  if (!attempts || !attempts.total)
+    return h(
+      Empty,
+      { title: "No attempts" },
+      "No worker has claimed a chunk of it, or the records of them are gone.",
+    );
+  const outcomes = Object.entries(attempts.outcomes).map(([outcome, times]) => [
+    outcome,
+    counted(times, "attempt"),
+  ]);
   return h(
     "div",
     { className: "blm-overview" },
-    h("section", { className: "blm-card" }, h("h3", null, "How attempts ended"), h(Facts, { facts: [["All", counted(attempts.total, "attempt")], ...outcomes] })),
+    h(
+      "section",
+      { className: "blm-card" },
+      h("h3", null, "How attempts ended"),
+      h(Facts, { facts: [["All", counted(attempts.total, "attempt")], ...outcomes] }),
+    ),
     h(
       "section",
       { className: "blm-card blm-span" },
       h("h3", null, "Those that did not end well"),
-      attempts.troubles.length ? h(Troubles, { troubles: attempts.troubles }) : h("p", { className: "blm-muted" }, `None. Failed rows are not attempts that failed: see the rows${batch.progress.rows_failed ? "" : ", if there are any"}.`),
+      attempts.troubles.length
+        ? h(Troubles, { troubles: attempts.troubles })
+        : h(
+            "p",
+            { className: "blm-muted" },
+            `None. Failed rows are not attempts that failed: see the rows${batch.progress.rows_failed ? "" : ", if there are any"}.`,
+          ),
     ),
   );
 }
@@ -50,7 +69,12 @@ function Troubles({ troubles }) {
             h("td", { className: "blm-number" }, whole(each.chunk)),
             h("td", { className: "blm-number" }, whole(each.attempt)),
             h("td", null, each.worker),
-            h("td", null, h("strong", null, each.outcome), each.detail && h("div", { className: "blm-small" }, each.detail)),
+            h(
+              "td",
+              null,
+              h("strong", null, each.outcome),
+              each.detail && h("div", { className: "blm-small" }, each.detail),
+            ),
             h("td", { className: "blm-number" }, whole(each.rows)),
             h("td", { className: "blm-number" }, whole(each.rows_lost)),
             h("td", null, moment(each.ended_at ?? each.claimed_at)),

@@ -21,7 +21,12 @@ export function points(timeline, from, until) {
   const step = bucketStep * Math.max(1, Math.ceil((until - from) / bucketStep / MOST_POINTS));
   const first = Math.floor(from / step);
   const last = Math.max(Math.floor(until / step), first);
-  const series = Array.from({ length: last - first + 1 }, (_, place) => ({ at: (first + place) * step, rows: 0, failed: 0, tokens: 0 }));
+  const series = Array.from({ length: last - first + 1 }, (_, place) => ({
+    at: (first + place) * step,
+    rows: 0,
+    failed: 0,
+    tokens: 0,
+  }));
   for (const bucket of buckets) {
     const point = series[Math.min(Math.max(Math.floor(bucket.at / step), first), last) - first];
     point.rows += bucket.rows;
@@ -106,7 +111,9 @@ function Chart({ title, series, value, most, unit, area = null, summary, looked,
   const y = (amount) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(1, amount / most));
   const find = (event) => {
     const box = frame.current.getBoundingClientRect();
-    const place = Math.floor((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (width / series.length));
+    const place = Math.floor(
+      (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (width / series.length),
+    );
     look(place >= 0 && place < series.length ? series[place].at : null);
   };
   const from = series[0].at;
@@ -118,27 +125,77 @@ function Chart({ title, series, value, most, unit, area = null, summary, looked,
     h("figcaption", null, title),
     h(
       "svg",
-      { ref: frame, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-labelledby": id, onPointerMove: find, onPointerLeave: () => look(null) },
+      {
+        ref: frame,
+        viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+        role: "img",
+        "aria-labelledby": id,
+        onPointerMove: find,
+        onPointerLeave: () => look(null),
+      },
       h("title", { id }, `${title}. ${summary}`),
       ...[0, 0.5, 1].map((share) =>
-        h("line", { key: share, className: "blm-grid", x1: LEFT, x2: WIDTH, y1: y(most * share), y2: y(most * share) }),
+        h("line", {
+          key: share,
+          className: "blm-grid",
+          x1: LEFT,
+          x2: WIDTH,
+          y1: y(most * share),
+          y2: y(most * share),
+        }),
       ),
       ...[0, 1].map((share) =>
-        h("text", { key: share, className: "blm-tick", x: LEFT - 6, y: y(most * share) + (share ? 9 : 0), textAnchor: "end" }, compact(most * share)),
+        h(
+          "text",
+          {
+            key: share,
+            className: "blm-tick",
+            x: LEFT - 6,
+            y: y(most * share) + (share ? 9 : 0),
+            textAnchor: "end",
+          },
+          compact(most * share),
+        ),
       ),
       h("text", { className: "blm-tick", x: LEFT - 6, y: y(most / 2) + 4, textAnchor: "end" }, unit),
       area ? h(Area, { series, value, x, y, from: area.from }) : h(Bars, { series, value, x, y }),
-      marked >= 0 && h("rect", { className: "blm-looked", x: x(marked), y: TOP, width: width / series.length, height: HEIGHT - TOP - BOTTOM }),
+      marked >= 0 &&
+        h("rect", {
+          className: "blm-looked",
+          x: x(marked),
+          y: TOP,
+          width: width / series.length,
+          height: HEIGHT - TOP - BOTTOM,
+        }),
       h("text", { className: "blm-tick", x: LEFT, y: HEIGHT - 4 }, clock(from, end - from)),
-      series.length > 4 && h("text", { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" }, clock((from + end) / 2, end - from)),
-      h("text", { className: "blm-tick", x: WIDTH, y: HEIGHT - 4, textAnchor: "end" }, clock(end, end - from)),
+      series.length > 4 &&
+        h(
+          "text",
+          { className: "blm-tick", x: LEFT + width / 2, y: HEIGHT - 4, textAnchor: "middle" },
+          clock((from + end) / 2, end - from),
+        ),
+      h(
+        "text",
+        { className: "blm-tick", x: WIDTH, y: HEIGHT - 4, textAnchor: "end" },
+        clock(end, end - from),
+      ),
     ),
   );
 }
 
 function Area({ series, value, x, y, from }) {
-  const line = series.map((point, place) => `L${x(place + 1).toFixed(1)},${y(value(point)).toFixed(1)}`).join("");
-  return h("g", null, h("path", { className: "blm-area", d: `M${x(0)},${y(0)}L${x(0)},${y(from)}${line}L${x(series.length)},${y(0)}Z` }), h("path", { className: "blm-line", d: `M${x(0)},${y(from)}${line}` }));
+  const line = series
+    .map((point, place) => `L${x(place + 1).toFixed(1)},${y(value(point)).toFixed(1)}`)
+    .join("");
+  return h(
+    "g",
+    null,
+    h("path", {
+      className: "blm-area",
+      d: `M${x(0)},${y(0)}L${x(0)},${y(from)}${line}L${x(series.length)},${y(0)}Z`,
+    }),
+    h("path", { className: "blm-line", d: `M${x(0)},${y(from)}${line}` }),
+  );
 }
 
 function Bars({ series, value, x, y }) {
@@ -146,6 +203,16 @@ function Bars({ series, value, x, y }) {
   return h(
     "g",
     { className: "blm-bars" },
-    ...series.map((point, place) => value(point) > 0 && h("rect", { key: point.at, x: x(place), width, y: y(value(point)), height: Math.max(0.5, y(0) - y(value(point))) })),
+    ...series.map(
+      (point, place) =>
+        value(point) > 0 &&
+        h("rect", {
+          key: point.at,
+          x: x(place),
+          width,
+          y: y(value(point)),
+          height: Math.max(0.5, y(0) - y(value(point))),
+        }),
+    ),
   );
 }

@@ -6,7 +6,12 @@ import { h, useEffect, useState } from "./react.js";
 const TYPING = 300;
 
 export function Choice({ label, children, ...rest }) {
-  return h("label", { className: "blm-field" }, h("span", { className: "blm-label" }, label), h("select", { className: "blm-input", ...rest }, children));
+  return h(
+    "label",
+    { className: "blm-field" },
+    h("span", { className: "blm-label" }, label),
+    h("select", { className: "blm-input", ...rest }, children),
+  );
 }
 
 /** Searches when the typing pauses, so that no call is made for every letter. */
@@ -23,6 +28,12 @@ export function SearchField({ value, label, onSearch }) {
     "label",
     { className: "blm-field blm-search" },
     h("span", { className: "blm-label" }, label),
-    h("input", { className: "blm-input", type: "search", value: text, maxLength: 200, onChange: (event) => setText(event.target.value) }),
+    h("input", {
+      className: "blm-input",
+      type: "search",
+      value: text,
+      maxLength: 200,
+      onChange: (event) => setText(event.target.value),
+    }),
   );
 }

@@ -6,7 +6,12 @@ const COMPACT = new Intl.NumberFormat("en-US", { notation: "compact", maximumFra
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
 const SECONDS = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
+const DAY = new Intl.DateTimeFormat(undefined, {
+  month: "short",
+  day: "numeric",
+  hour: "numeric",
+  minute: "2-digit",
+});
 const NOTHING = "–";
 const STEPS = [
   ["d", 86400],
@@ -30,7 +35,8 @@ export function counted(number, word, words = `${word}s`) {
 
 export function rate(number, unit) {
   if (number == null) return NOTHING;
-  const figures = number > 0 && number < 1 ? new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 }) : TENTHS;
+  const figures =
+    number > 0 && number < 1 ? new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 }) : TENTHS;
   return `${number < 100 ? figures.format(number) : compact(number)} ${unit}`;
 }
 
@@ -81,6 +87,8 @@ export function clock(at, span) {
 export function money(amount, currency) {
   if (amount == null) return NOTHING;
   const small = amount !== 0 && Math.abs(amount) < 0.01;
-  const digits = small ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2, minimumFractionDigits: 2 };
+  const digits = small
+    ? { maximumSignificantDigits: 2 }
+    : { maximumFractionDigits: 2, minimumFractionDigits: 2 };
   return `${new Intl.NumberFormat("en-US", digits).format(amount)} ${currency}`;
 }

@@ -59,7 +59,11 @@ function NoBatches({ filtered, offset, go, host, fixed }) {
       h("button", { className: "blm-button", onClick: () => go(FILTERS) }, "Show all batches"),
     );
   if (fixed)
-    return h(Empty, { title: "No batches here" }, "This shows the LLM batches that a BatchLLMOperator or @task.batch_llm submits. None was submitted here, or its record is gone.");
+    return h(
+      Empty,
+      { title: "No batches here" },
+      "This shows the LLM batches that a BatchLLMOperator or @task.batch_llm submits. None was submitted here, or its record is gone.",
+    );
   return h(
     Empty,
     { title: "No batches yet" },
@@ -71,23 +75,47 @@ function NoBatches({ filtered, offset, go, host, fixed }) {
 
 function Filters({ params, go, answer, fixed }) {
   const choose = (name) => (event) => go({ [name]: event.target.value || null, offset: null });
-  const statuses = Object.keys(STATUS_NAMES).filter((name) => answer.statuses[name] || params.get("status") === name);
+  const statuses = Object.keys(STATUS_NAMES).filter(
+    (name) => answer.statuses[name] || params.get("status") === name,
+  );
   return h(
     "div",
     { className: "blm-filters", role: "search", "aria-label": "Batches" },
-    h(SearchField, { value: params.get("search") ?? "", label: "Search batches", onSearch: (search) => go({ search: search || null, offset: null }, { replace: true }) }),
+    h(SearchField, {
+      value: params.get("search") ?? "",
+      label: "Search batches",
+      onSearch: (search) => go({ search: search || null, offset: null }, { replace: true }),
+    }),
     h(
       Choice,
       { label: "Status", value: params.get("status") ?? "", onChange: choose("status") },
       h("option", { value: "" }, `All (${whole(sum(answer.statuses))})`),
-      ...statuses.map((name) => h("option", { key: name, value: name }, `${STATUS_NAMES[name]} (${whole(answer.statuses[name] ?? 0)})`)),
+      ...statuses.map((name) =>
+        h(
+          "option",
+          { key: name, value: name },
+          `${STATUS_NAMES[name]} (${whole(answer.statuses[name] ?? 0)})`,
+        ),
+      ),
     ),
-    !fixed?.dag_ids && h(Named, { label: "Dag", names: answer.dag_ids, value: params.get("dag"), onChange: choose("dag") }),
+    !fixed?.dag_ids &&
+      h(Named, { label: "Dag", names: answer.dag_ids, value: params.get("dag"), onChange: choose("dag") }),
     h(Named, { label: "Model", names: answer.models, value: params.get("model"), onChange: choose("model") }),
-    answer.teams.length > 1 && h(Named, { label: "Team", names: answer.teams, value: params.get("team"), any: "My team", onChange: choose("team") }),
+    answer.teams.length > 1 &&
+      h(Named, {
+        label: "Team",
+        names: answer.teams,
+        value: params.get("team"),
+        any: "My team",
+        onChange: choose("team"),
+      }),
     h(
       Choice,
-      { label: "Order", value: params.get("order") ?? "newest", onChange: (event) => go({ order: event.target.value, offset: null }) },
+      {
+        label: "Order",
+        value: params.get("order") ?? "newest",
+        onChange: (event) => go({ order: event.target.value, offset: null }),
+      },
       h("option", { value: "newest" }, "Newest first"),
       h("option", { value: "priority" }, "As the pool takes them"),
     ),
@@ -107,7 +135,16 @@ function Named({ label, names, value, onChange, any = "All" }) {
 }
 
 function BatchTable({ lines, now, fixed, stale, go }) {
-  const heads = ["Status", fixed ? "Task" : "Dag, task and run", "Model", "Rows", "Speed", "To go", "Age", "Priority"];
+  const heads = [
+    "Status",
+    fixed ? "Task" : "Dag, task and run",
+    "Model",
+    "Rows",
+    "Speed",
+    "To go",
+    "Age",
+    "Priority",
+  ];
   return h(
     "div",
     { className: "blm-scroll", tabIndex: 0, role: "region", "aria-label": "Batches, a table that scrolls" },
@@ -131,17 +168,48 @@ function BatchRow({ line, now, go, fixed }) {
   return h(
     "tr",
     { "data-batch": line.id, className: "blm-opens", onClick: open },
-    h("td", null, h(StatusBadge, { batch: line }), line.dry_run && h("div", { className: "blm-small blm-muted" }, "dry run")),
+    h(
+      "td",
+      null,
+      h(StatusBadge, { batch: line }),
+      line.dry_run && h("div", { className: "blm-small blm-muted" }, "dry run"),
+    ),
     h(
       "td",
       null,
       h(OriginText, { origin: line.origin, within: fixed }),
-      h("div", { className: "blm-small" }, h(PageLink, { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id }, shortened(line.id))),
+      h(
+        "div",
+        { className: "blm-small" },
+        h(
+          PageLink,
+          { changes: { batch: line.id, tab: null }, className: "blm-id", title: line.id },
+          shortened(line.id),
+        ),
+      ),
     ),
-    h("td", null, h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"), line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`)),
-    h("td", { className: "blm-wide" }, h(ProgressBar, { batch: line, small: true }), progress.waiting_for && !ended && h("div", { className: "blm-small blm-muted blm-why" }, progress.waiting_for)),
+    h(
+      "td",
+      null,
+      h("span", { className: "blm-model", title: line.model ?? "" }, line.model ?? "–"),
+      line.generation > 1 && h("div", { className: "blm-small blm-muted" }, `generation ${line.generation}`),
+    ),
+    h(
+      "td",
+      { className: "blm-wide" },
+      h(ProgressBar, { batch: line, small: true }),
+      progress.waiting_for &&
+        !ended &&
+        h("div", { className: "blm-small blm-muted blm-why" }, progress.waiting_for),
+    ),
     h("td", { className: "blm-number" }, ended ? "–" : rate(progress.tokens_per_second, "tokens/s")),
-    h("td", { className: "blm-number" }, ended ? h("span", { className: "blm-muted" }, `took ${duration(line.ended_at - line.created_at)}`) : duration(progress.eta_seconds)),
+    h(
+      "td",
+      { className: "blm-number" },
+      ended
+        ? h("span", { className: "blm-muted" }, `took ${duration(line.ended_at - line.created_at)}`)
+        : duration(progress.eta_seconds),
+    ),
     h("td", { className: "blm-number", title: moment(line.created_at) }, ago(line.created_at, now)),
     h("td", { className: "blm-number" }, whole(line.priority)),
   );
@@ -159,8 +227,22 @@ function Pager({ answer, query, go }) {
   return h(
     "nav",
     { className: "blm-pager", "aria-label": "Pages of batches" },
-    h("span", { className: "blm-muted", role: "status" }, answer.data.length ? `${whole(offset + 1)} to ${whole(last)} of ${counted(answer.total, "batch", "batches")}` : `0 of ${compact(answer.total)}`),
-    h("button", { className: "blm-button", disabled: offset === 0, onClick: move(Math.max(0, offset - PAGE)) }, "Previous"),
-    h("button", { className: "blm-button", disabled: last >= answer.total, onClick: move(offset + PAGE) }, "Next"),
+    h(
+      "span",
+      { className: "blm-muted", role: "status" },
+      answer.data.length
+        ? `${whole(offset + 1)} to ${whole(last)} of ${counted(answer.total, "batch", "batches")}`
+        : `0 of ${compact(answer.total)}`,
+    ),
+    h(
+      "button",
+      { className: "blm-button", disabled: offset === 0, onClick: move(Math.max(0, offset - PAGE)) },
+      "Previous",
+    ),
+    h(
+      "button",
+      { className: "blm-button", disabled: last >= answer.total, onClick: move(offset + PAGE) },
+      "Next",
+    ),
   );
 }

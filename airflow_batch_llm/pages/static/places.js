@@ -50,7 +50,9 @@ export function OriginText({ origin, within = null }) {
   const ofRun = `${at}/runs/${encodeURIComponent(run)}`;
   const ofTask = `${ofRun}/tasks/${encodeURIComponent(task)}${index >= 0 ? `/mapped/${index}` : ""}`;
   const part = (to, text, title) =>
-    Router && ownDeployments.includes(origin.deployment) ? h(Router.Link, { to, title }, text) : h("span", { title }, text);
+    Router && ownDeployments.includes(origin.deployment)
+      ? h(Router.Link, { to, title }, text)
+      : h("span", { title }, text);
   if (within) return part(ofTask, index >= 0 ? `${task} [${index}]` : task, `Task ${task}`);
   return h(
     "span",

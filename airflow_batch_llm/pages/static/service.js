@@ -81,9 +81,14 @@ export function useLive(ask, question) {
   useEffect(() => {
     const stop = new AbortController();
     setState((now) => ({ ...now, error: null }));
-    follow((options) => latest.current(options), stop.signal, (found) => {
-      if (!stop.signal.aborted) setState((now) => ({ ...now, ...found, question: found.answer ? question : now.question }));
-    });
+    follow(
+      (options) => latest.current(options),
+      stop.signal,
+      (found) => {
+        if (!stop.signal.aborted)
+          setState((now) => ({ ...now, ...found, question: found.answer ? question : now.question }));
+      },
+    );
     return () => stop.abort();
   }, [question]);
   const stale = state.question !== question;

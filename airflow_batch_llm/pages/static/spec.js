@@ -9,13 +9,49 @@ export function Spec({ batch }) {
   return h(
     "div",
     { className: "blm-overview" },
-    h("section", { className: "blm-card blm-double" }, h("h3", null, "Batch"), h(Facts, { facts: batchFacts(batch) })),
-    dataset && h("section", { className: "blm-card blm-double" }, h("h3", null, "Table"), h(Facts, { facts: tableFacts(dataset) })),
-    dataset && h("section", { className: "blm-card blm-span" }, h("h3", null, "Prompt template"), ...templates(dataset).map(([role, text], place) => h("div", { key: place, className: "blm-message" }, h("span", { className: "blm-label" }, role), h("pre", { tabIndex: 0, "aria-label": `${role} template` }, ...marked(text))))),
-    dataset?.choices && h("section", { className: "blm-card" }, h("h3", null, "Choices"), h("ul", { className: "blm-chips" }, ...dataset.choices.map((choice) => h("li", { key: choice }, choice)))),
+    h(
+      "section",
+      { className: "blm-card blm-double" },
+      h("h3", null, "Batch"),
+      h(Facts, { facts: batchFacts(batch) }),
+    ),
+    dataset &&
+      h(
+        "section",
+        { className: "blm-card blm-double" },
+        h("h3", null, "Table"),
+        h(Facts, { facts: tableFacts(dataset) }),
+      ),
+    dataset &&
+      h(
+        "section",
+        { className: "blm-card blm-span" },
+        h("h3", null, "Prompt template"),
+        ...templates(dataset).map(([role, text], place) =>
+          h(
+            "div",
+            { key: place, className: "blm-message" },
+            h("span", { className: "blm-label" }, role),
+            h("pre", { tabIndex: 0, "aria-label": `${role} template` }, ...marked(text)),
+          ),
+        ),
+      ),
+    dataset?.choices &&
+      h(
+        "section",
+        { className: "blm-card" },
+        h("h3", null, "Choices"),
+        h(
+          "ul",
+          { className: "blm-chips" },
+          ...dataset.choices.map((choice) => h("li", { key: choice }, choice)),
+        ),
+      ),
     dataset?.output_schema && h(Json, { title: "Output schema", value: dataset.output_schema }),
     dataset && h(Json, { title: "Sampling", value: { temperature: 0, ...dataset.parameters } }),
-    dataset && Object.keys(dataset.constants ?? {}).length > 0 && h(Json, { title: "Constants", value: dataset.constants }),
+    dataset &&
+      Object.keys(dataset.constants ?? {}).length > 0 &&
+      h(Json, { title: "Constants", value: dataset.constants }),
     batch.metadata && h(Json, { title: "Metadata", value: batch.metadata }),
   );
 }
@@ -24,16 +60,30 @@ const PLACEHOLDER = /(\{[\p{L}_][\p{L}\p{N}_]*\})/u;
 
 /** The template with its placeholders marked: those that are not written twice as wide. */
 function marked(text) {
-  return text.split(/(\{\{|\}\})/).flatMap((piece, outer) =>
-    piece.split(PLACEHOLDER).map((part, inner) => (PLACEHOLDER.test(part) ? h("mark", { key: `${outer} ${inner}` }, part) : part)),
-  );
+  return text
+    .split(/(\{\{|\}\})/)
+    .flatMap((piece, outer) =>
+      piece
+        .split(PLACEHOLDER)
+        .map((part, inner) =>
+          PLACEHOLDER.test(part) ? h("mark", { key: `${outer} ${inner}` }, part) : part,
+        ),
+    );
 }
 
 function Json({ title, value }) {
-  return h("section", { className: "blm-card" }, h("h3", null, title), h("pre", { tabIndex: 0, "aria-label": title }, JSON.stringify(value, null, 2)));
+  return h(
+    "section",
+    { className: "blm-card" },
+    h("h3", null, title),
+    h("pre", { tabIndex: 0, "aria-label": title }, JSON.stringify(value, null, 2)),
+  );
 }
 
-const templates = (dataset) => (dataset.input ? [["input", dataset.input]] : dataset.messages.map((message) => [message.role, message.content]));
+const templates = (dataset) =>
+  dataset.input
+    ? [["input", dataset.input]]
+    : dataset.messages.map((message) => [message.role, message.content]);
 
 function batchFacts(batch) {
   return [
@@ -47,7 +97,10 @@ function batchFacts(batch) {
     ["Must be done by", moment(batch.expires_at)],
     ["Equal rows", batch.reuse === "never" ? "all are asked anew" : "may get a known answer"],
     ["First rows judged", batch.canary_rows ? whole(batch.canary_rows) : "no"],
-    ["Paused if unwatched for", batch.pause_unwatched_after ? duration(batch.pause_unwatched_after) : "never"],
+    [
+      "Paused if unwatched for",
+      batch.pause_unwatched_after ? duration(batch.pause_unwatched_after) : "never",
+    ],
     ...(batch.input_file_id ? [["Request file", batch.input_file_id]] : []),
   ];
 }

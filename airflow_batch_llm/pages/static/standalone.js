@@ -56,12 +56,17 @@ function Standalone({ session }) {
   }, []);
   if (state.session === "none") return h(Login, { ended: state.ended, onLogin: open });
   if (state.error) return h(Trouble, { error: state.error, onAgain: open });
-  if (state.App) return h(state.App, { host: "standalone", header: h(Session, { user: state.user, onLogOut: logOut }) });
+  if (state.App)
+    return h(state.App, { host: "standalone", header: h(Session, { user: state.user, onLogOut: logOut }) });
   return h(Frame, null, h("p", { className: "blm-muted", role: "status" }, "Loading …"));
 }
 
 function Frame({ children }) {
-  return h("main", { className: "blm blm-standalone" }, h("div", { className: "blm-login" }, h("h1", null, "LLM batches"), children));
+  return h(
+    "main",
+    { className: "blm blm-standalone" },
+    h("div", { className: "blm-login" }, h("h1", null, "LLM batches"), children),
+  );
 }
 
 function Session({ user, onLogOut }) {
@@ -104,7 +109,14 @@ function Login({ ended, onLogin }) {
       "form",
       { className: "blm-card", method: "post", onSubmit: logIn },
       // Password managers file a password under a name.
-      h("input", { type: "text", name: "username", autoComplete: "username", value: "batch-llm", readOnly: true, hidden: true }),
+      h("input", {
+        type: "text",
+        name: "username",
+        autoComplete: "username",
+        value: "batch-llm",
+        readOnly: true,
+        hidden: true,
+      }),
       h(
         "div",
         { className: "blm-field" },
@@ -130,7 +142,11 @@ function Login({ ended, onLogin }) {
         ),
       ),
       error && h("p", { id: `${id}-error`, className: "blm-error", role: "alert" }, error),
-      h("button", { className: "blm-button blm-solid", type: "submit", disabled: busy }, busy ? "Logging in …" : "Log in"),
+      h(
+        "button",
+        { className: "blm-button blm-solid", type: "submit", disabled: busy },
+        busy ? "Logging in …" : "Log in",
+      ),
     ),
   );
 }

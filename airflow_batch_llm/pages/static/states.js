@@ -32,11 +32,21 @@ export function Announcements() {
 }
 
 export function Loading({ what }) {
-  return h("div", { className: "blm-empty", role: "status" }, h("span", { className: "blm-spinner" }), `Loading ${what} …`);
+  return h(
+    "div",
+    { className: "blm-empty", role: "status" },
+    h("span", { className: "blm-spinner" }),
+    `Loading ${what} …`,
+  );
 }
 
 export function Empty({ title, children }) {
-  return h("div", { className: "blm-empty" }, h("p", { className: "blm-empty-title" }, title), children && h("p", null, children));
+  return h(
+    "div",
+    { className: "blm-empty" },
+    h("p", { className: "blm-empty-title" }, title),
+    children && h("p", null, children),
+  );
 }
 
 /** A refusal in the place of what was asked for. */

@@ -22,6 +22,10 @@ const PAUSES = {
   canary: "Its first rows are done and wait for a verdict.",
 };
 
+/** Seconds since 1970; undefined of one that has not ended. */
+export const endOf = (batch) =>
+  batch.completed_at ?? batch.failed_at ?? batch.expired_at ?? batch.cancelled_at;
+
 export const hasEnded = (batch) => ENDED.has(batch.status);
 
 export function statusOf(batch) {
@@ -32,7 +36,10 @@ export function StatusBadge({ batch }) {
   const status = statusOf(batch);
   return h(
     "span",
-    { className: `blm-status blm-status-${status}`, title: (batch.paused && PAUSES[batch.paused]) || undefined },
+    {
+      className: `blm-status blm-status-${status}`,
+      title: (batch.paused && PAUSES[batch.paused]) || undefined,
+    },
     STATUS_NAMES[status] ?? status,
   );
 }
@@ -43,7 +50,11 @@ export function ProgressBar({ batch, small = false }) {
   const { rows_total: total, rows_done: done, rows_failed: failed, rows_reused: reused } = progress;
   const share = total ? done / total : 0;
   const good = Math.max(0, done - failed - reused);
-  const text = total ? `${whole(done)} of ${counted(total, "row")}` : hasEnded(batch) ? "no rows" : "not planned yet";
+  const text = total
+    ? `${whole(done)} of ${counted(total, "row")}`
+    : hasEnded(batch)
+      ? "no rows"
+      : "not planned yet";
   const width = (rows) => ({ style: { width: `${total ? (100 * rows) / total : 0}%` } });
   return h(
     "div",
@@ -66,7 +77,13 @@ export function ProgressBar({ batch, small = false }) {
     h(
       "div",
       { className: "blm-progress-text" },
-      h("span", { title: text }, total ? `${small ? compact(done) : whole(done)} / ${small ? compact(total) : counted(total, "row")}` : text),
+      h(
+        "span",
+        { title: text },
+        total
+          ? `${small ? compact(done) : whole(done)} / ${small ? compact(total) : counted(total, "row")}`
+          : text,
+      ),
       total > 0 && h("span", { className: "blm-muted" }, percent(share)),
       failed > 0 && h("span", { className: "blm-bad" }, `${compact(failed)} failed`),
       reused > 0 && h("span", { className: "blm-muted" }, `${compact(reused)} reused`),

@@ -23,7 +23,16 @@ export function TaskPage({ place, host, may, connections }) {
     "div",
     { className: "blm-page" },
     h(ServiceChoice, { connections }),
-    chosen && h("p", null, h(PageLink, { changes: { batch: null, tab: null, all: place.task_id ? 1 : null } }, "‹ All batches here")),
+    chosen &&
+      h(
+        "p",
+        null,
+        h(
+          PageLink,
+          { changes: { batch: null, tab: null, all: place.task_id ? 1 : null } },
+          "‹ All batches here",
+        ),
+      ),
     page,
   );
 }
@@ -51,7 +60,11 @@ function useConnection(connections, fixed) {
 
 async function firstWith(connections, fixed, signal) {
   for (const conn_id of connections) {
-    const found = await call("batches/overview", { params: { conn_id }, body: { ...fixed, limit: 1 }, signal }).catch(() => null);
+    const found = await call("batches/overview", {
+      params: { conn_id },
+      body: { ...fixed, limit: 1 },
+      signal,
+    }).catch(() => null);
     if (found?.total) return conn_id;
   }
   return connections[0];
@@ -60,7 +73,8 @@ async function firstWith(connections, fixed, signal) {
 function NewestBatch({ fixed, host, may }) {
   const [params] = useAddress();
   const { answer, error } = useLive(
-    ({ version, wait, signal }) => call("batches/overview", { body: { ...fixed, limit: 1, version, wait }, signal }),
+    ({ version, wait, signal }) =>
+      call("batches/overview", { body: { ...fixed, limit: 1, version, wait }, signal }),
     JSON.stringify([fixed, params.get("conn_id")]),
   );
   if (!answer) return error ? h(Trouble, { error }) : h(Loading, { what: "the batch" });
@@ -70,7 +84,13 @@ function NewestBatch({ fixed, host, may }) {
   return h(
     "div",
     { className: "blm-batch" },
-    others > 0 && h("p", null, "The newest batch of this task. ", h(PageLink, { changes: { all: 1 } }, `${counted(others, "earlier batch", "earlier batches")}`)),
+    others > 0 &&
+      h(
+        "p",
+        null,
+        "The newest batch of this task. ",
+        h(PageLink, { changes: { all: 1 } }, `${counted(others, "earlier batch", "earlier batches")}`),
+      ),
     h(BatchPage, { key: newest.id, batchId: newest.id, may, placed: true }),
   );
 }
