@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from airflow_batch_llm.hooks.page_address import deployment_name
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import Batch, BatchCreate, Origin
@@ -74,7 +74,9 @@ def test_two_airflows_without_a_name_of_their_own_share_no_rights(
     pages: Pages, connected: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, connected.url, password=connected.token, extra={})
-    batch = submitted(connected, "a", "reviews", deployment_name(None)).id
+    shared = BatchLLMHook().deployment
+    assert shared == "airflow", "the keys of tasks that run now begin with it"
+    batch = submitted(connected, "a", "reviews", shared).id
     with pages.as_("editor") as browser:
         assert browser.post("/api/v1/batches/overview", json={}).status_code == 403
         assert browser.get(f"/api/v1/batches/{batch}/report").status_code == 403
