@@ -362,3 +362,6 @@ class AirflowWhoami(Whoami):
 
     connections: list[str]
     """The connections whose services the pages may ask (``?conn_id=``); the first is asked where none is named."""
+    deployments: list[str] = []
+    """The names under which batches of this Airflow stand at the service that is asked; empty where it has no name of
+    its own there, or there is no such connection."""

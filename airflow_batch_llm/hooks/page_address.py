@@ -30,10 +30,13 @@ def batch_page(batch_id: str, conn_id: str) -> str:
 
 
 def deployment_name(named: str | None) -> str:
-    """This Airflow's name at a service: what the connection's extra ``deployment`` says, or else its address."""
+    """This Airflow's name at a service: what the connection's extra ``deployment`` says, or else its address; where
+    there is neither, the one that every such Airflow has."""
     return str(named or base_url() or "airflow").rstrip("/")
 
 
 def own_deployments(named: str | None) -> list[str]:
-    """The names that batches of this Airflow may have: those of common.ai's tasks know of no connection's extra."""
-    return sorted({fitted(deployment_name(named)), *([fitted(base_url())] if base_url() else [])})
+    """The names by which batches at a service are known to be of this Airflow: those of common.ai's tasks know of no
+    connection's extra. Empty where it has no name of its own: it would take another Airflow's batches for its own.
+    """
+    return sorted({fitted(deployment_name(name)) for name in (named, base_url()) if name})

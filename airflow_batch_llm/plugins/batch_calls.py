@@ -17,7 +17,7 @@ from airflow_batch_llm.plugins.asked import body_of, parameters, wait_of
 from airflow_batch_llm.plugins.page_connections import PageService, ServiceDep
 from airflow_batch_llm.plugins.refusals import Refusal
 from airflow_batch_llm.plugins.service_calls import ServiceCalls, chunks, parsed, while_looked_at
-from airflow_batch_llm.plugins.viewer import ACT, READ, SEE, Permission, Viewer, ViewerDep
+from airflow_batch_llm.plugins.viewer import ACT, READ, SEE, Permission, SeeingViewerDep, Viewer
 from airflow_batch_llm.wire import BATCH_ID
 
 _PASSED_HEADERS: Final = ("content-type", "content-disposition", "content-length")
@@ -45,12 +45,19 @@ class AskedBatch:
         origin = self.line.origin
         return origin.dag_id if origin and origin.deployment in self.service.deployments else None
 
+    @property
+    def _no_dag(self) -> str:
+        if self.line.origin and not self.service.deployments:
+            return self.service.how_to_name
+        return "It comes from no Dag of this Airflow."
+
     def path(self, call: str) -> str:
         return f"/v1/batches/{self.line.id}/{call}"
 
     async def check(self, permission: Permission) -> None:
         """Raises :class:`Refusal` where the user does not have it."""
-        await run_in_threadpool(self.viewer.check, permission, self.dag_id, f"Batch {self.line.id}")
+        what = f"Batch {self.line.id}"
+        await run_in_threadpool(self.viewer.check, permission, self.dag_id, what, no_dag=self._no_dag)
 
     async def get(self, call: str, params: Mapping[str, str]) -> httpx.Response:
         asking = self.calls.ask(self.service, "GET", self.path(call), params=params, wait=wait_of(params))
@@ -58,7 +65,7 @@ class AskedBatch:
 
 
 async def _asked_batch(
-    request: Request, viewer: ViewerDep, service: ServiceDep, batch_id: Annotated[str, Path(pattern=BATCH_ID)]
+    request: Request, viewer: SeeingViewerDep, service: ServiceDep, batch_id: Annotated[str, Path(pattern=BATCH_ID)]
 ) -> AskedBatch:
     """Looked up in the list: to ask for it by its id would be a look at it, which keeps it going."""
     asked = OverviewQuery(batch_ids=[batch_id], limit=1)

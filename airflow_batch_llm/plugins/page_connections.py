@@ -13,6 +13,7 @@ from fastapi import Depends, Query
 from airflow_batch_llm.hooks.address import ServiceAddress
 from airflow_batch_llm.hooks.airflow_names import conf
 from airflow_batch_llm.hooks.page_address import DEFAULT_CONNECTION, own_deployments
+from airflow_batch_llm.plugins.kept import Kept
 from airflow_batch_llm.plugins.refusals import Refusal
 from airflow_batch_llm.plugins.viewer import ViewerDep
 
@@ -27,10 +28,18 @@ class PageService:
     conn_id: str
     address: ServiceAddress
     deployments: tuple[str, ...]
-    """Under which names batches of this Airflow stand there."""
+    """Under which names batches of this Airflow stand there; empty where it has no name of its own."""
 
     def __str__(self) -> str:
         return f"The batch service at {_without_secrets(self.address.url)} (connection {self.conn_id})"
+
+    @property
+    def how_to_name(self) -> str:
+        """Two sentences, for where ``deployments`` is empty."""
+        return (
+            "This Airflow has no name of its own at the service, so its Dags are not known from another Airflow's. "
+            f"[api] base_url gives it one, or the extra `deployment` of the connection {self.conn_id}."
+        )
 
 
 def listed_connections() -> list[str]:
@@ -54,7 +63,15 @@ def page_service(viewer: ViewerDep, conn_id: Annotated[str | None, Query(max_len
             f"The pages do not use the connection {wanted}. {_HOW_TO_LIST}: {', '.join(listed)}. Whoever runs Airflow "
             f"adds one there (AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS, with commas) for the api-server.",
         )
-    return _service(wanted)
+    return SERVICES.of(wanted)
+
+
+def own_names(viewer: ViewerDep, conn_id: Annotated[str | None, Query(max_length=250)] = None) -> list[str]:
+    """The names of this Airflow at the service that a call names; none where there is no such connection."""
+    try:
+        return list(page_service(viewer, conn_id).deployments)
+    except Refusal:
+        return []
 
 
 def _service(conn_id: str) -> PageService:
@@ -66,6 +83,12 @@ def _service(conn_id: str) -> PageService:
             "no_connection",
             f"Airflow has no connection {conn_id}. Add one of the type Batch LLM with this id: the service's address "
             f"as host and its token as password. {_HOW_TO_LIST}.",
+        ) from error
+    except PermissionError as error:
+        raise Refusal(
+            502,
+            "no_connection",
+            f"A secrets backend does not give Airflow's api-server the connection {conn_id} ({type(error).__name__}).",
         ) from error
     try:
         address = ServiceAddress.of(connection)
@@ -81,4 +104,7 @@ def _without_secrets(urls: str) -> str:
     return ",".join(url._replace(netloc=url.netloc.rpartition("@")[2]).geturl() for url in split)
 
 
+SERVICES: Final = Kept(_service)
+"""By connection. A look-up may ask a secrets backend, and Airflow logs a warning for each in its environment."""
 ServiceDep = Annotated[PageService, Depends(page_service)]
+OwnNamesDep = Annotated[list[str], Depends(own_names)]

@@ -11,10 +11,10 @@ from airflow_batch_llm import __version__
 from airflow_batch_llm.models import Scope
 from airflow_batch_llm.page_wire import AirflowWhoami, Overview, OverviewQuery
 from airflow_batch_llm.plugins.asked import body_of
-from airflow_batch_llm.plugins.page_connections import PageService, ServiceDep, listed_connections
+from airflow_batch_llm.plugins.page_connections import OwnNamesDep, PageService, ServiceDep, listed_connections
 from airflow_batch_llm.plugins.refusals import Refusal
 from airflow_batch_llm.plugins.service_calls import ServiceCalls, parsed, while_looked_at
-from airflow_batch_llm.plugins.viewer import ACT, SEE, ViewerDep
+from airflow_batch_llm.plugins.viewer import ACT, SEE, SeeingViewerDep, ViewerDep
 from airflow_batch_llm.wire import Origin
 
 MOST_DAGS: Final = 20_000
@@ -24,7 +24,7 @@ router: Final = APIRouter()
 
 
 @router.get("/whoami")
-def whoami(viewer: ViewerDep) -> AirflowWhoami:
+def whoami(viewer: ViewerDep, deployments: OwnNamesDep) -> AirflowWhoami:
     """The user, and what they may do with batches of some Dag at least. No service is asked, so none can be away."""
     scopes = {Scope.READ: SEE, Scope.SUBMIT: ACT}
     return AirflowWhoami(
@@ -34,6 +34,7 @@ def whoami(viewer: ViewerDep) -> AirflowWhoami:
         scopes=[scope for scope, permission in scopes.items() if viewer.may_somewhere(permission)],
         version=__version__,
         connections=listed_connections(),
+        deployments=deployments,
     )
 
 
@@ -57,9 +58,8 @@ async def get_overview(request: Request, viewer: ViewerDep, service: ServiceDep)
 
 
 @router.get("/workers")
-async def list_workers(request: Request, viewer: ViewerDep, service: ServiceDep) -> Response:
-    """Numbers alone, for everybody who may see a batch."""
-    await run_in_threadpool(viewer.visible_dag_ids)
+async def list_workers(request: Request, viewer: SeeingViewerDep, service: ServiceDep) -> Response:
+    """Names of workers and models, and numbers of all batches together, for everybody who may see those of some Dag."""
     calls: ServiceCalls = request.app.state.calls
     answer = await while_looked_at(request, calls.ask(service, "GET", "/v1/workers"))
     return Response(answer.content, media_type="application/json")
@@ -68,9 +68,17 @@ async def list_workers(request: Request, viewer: ViewerDep, service: ServiceDep)
 def _limited_to(
     visible: set[str] | None, wanted: list[str] | None, service: PageService
 ) -> dict[str, list[str] | None]:
+    """What the service is told beside the filters asked for, which stay: its choices are of all that is visible."""
     if visible is None:
         return {"visible_dag_ids": None, "visible_deployments": None}
-    named = sorted(visible if wanted is None else visible.intersection(wanted))
+    if not service.deployments:
+        raise Refusal(
+            403,
+            "forbidden",
+            f"The list cannot be limited to the Dags that you may see. {service.how_to_name} Until then batches are "
+            f"for those who have Airflow's permission {SEE.method} on {SEE.thing} of all Dags.",
+        )
+    named = visible if wanted is None or len(visible) <= MOST_DAGS else visible.intersection(wanted)
     if len(named) > MOST_DAGS:
         raise Refusal(
             400,
@@ -78,7 +86,7 @@ def _limited_to(
             f"The list cannot be limited to the {len(named):,} Dags that you may see: {MOST_DAGS:,} is the most. "
             "Choose some Dags.",
         )
-    return {"visible_dag_ids": named, "visible_deployments": list(service.deployments)}
+    return {"visible_dag_ids": sorted(named), "visible_deployments": list(service.deployments)}
 
 
 def _as_seen(answer: Overview, visible: set[str] | None, service: PageService) -> Overview:

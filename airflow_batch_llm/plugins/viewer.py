@@ -53,16 +53,25 @@ class Viewer:
             return all(self._may(permission, ANY_DAG, team) for team in _teams())
         return self._may(permission, dag_id, _team_of(dag_id))
 
-    def check(self, permission: Permission, dag_id: str | None, what: str) -> None:
-        """Raises :class:`Refusal` where they may not. ``what`` says of which thing, as a sentence's beginning."""
-        if not self.may(permission, dag_id):
-            dags = "all Dags, since it comes from no Dag of this Airflow" if dag_id is None else f"the Dag {dag_id}"
-            raise Refusal(
-                403,
-                "forbidden",
-                f"{what}: {self.name} may not {permission.purpose} there. That needs Airflow's permission "
-                f"{permission.method} on {permission.thing} of {dags}. Nothing was done.",
-            )
+    def check(self, permission: Permission, dag_id: str | None, what: str, *, no_dag: str) -> None:
+        """Raises :class:`Refusal` where they may not. ``what`` says of which thing, as a sentence's beginning, and
+        ``no_dag`` why it is of no Dag, as whole sentences. A Dag is named to those alone who may see it."""
+        if self.may(permission, dag_id):
+            return
+        sees = dag_id is not None and self.may(SEE, dag_id)
+        dags = "all Dags" if dag_id is None else f"the Dag {dag_id}" if sees else "its Dag"
+        why = f" {no_dag}" if dag_id is None else ""
+        raise Refusal(
+            403,
+            "forbidden",
+            f"{what}: {self.name} may not {permission.purpose} there. That needs Airflow's permission "
+            f"{permission.method} on {permission.thing} of {dags}.{why} Nothing was done.",
+        )
+
+    def check_somewhere(self) -> None:
+        """Raises :class:`Refusal` where they may see the batches of no Dag, so that they learn of no batch."""
+        if not self.may_somewhere(SEE):
+            raise self._sees_nothing()
 
     def visible_dag_ids(self) -> set[str] | None:
         """The Dags whose batches they see, which are those that Airflow's own lists of task instances show them; None
@@ -71,16 +80,19 @@ class Viewer:
             return None
         visible = self._dag_ids(SEE)
         if not visible:
-            raise Refusal(
-                403,
-                "forbidden",
-                f"{self.name} may not see the batches of any Dag. That needs Airflow's permission {SEE.method} on "
-                f"{SEE.thing} of a Dag.",
-            )
+            raise self._sees_nothing()
         return visible
 
     def may_somewhere(self, permission: Permission) -> bool:
         return self.may(permission, None) or bool(self._dag_ids(permission))
+
+    def _sees_nothing(self) -> Refusal:
+        return Refusal(
+            403,
+            "forbidden",
+            f"{self.name} may not see the batches of any Dag. That needs Airflow's permission {SEE.method} on "
+            f"{SEE.thing} of a Dag. Nothing was done.",
+        )
 
     def _dag_ids(self, permission: Permission) -> set[str]:
         if not self._may(permission, None, None):
@@ -122,3 +134,12 @@ def viewer(user: GetUserDep) -> Viewer:
 
 
 ViewerDep = Annotated[Viewer, Depends(viewer)]
+
+
+def seeing_viewer(viewer: ViewerDep) -> Viewer:
+    """One who may see the batches of some Dag at least; who may see none is refused before anything is looked up."""
+    viewer.check_somewhere()
+    return viewer
+
+
+SeeingViewerDep = Annotated[Viewer, Depends(seeing_viewer)]

@@ -17,6 +17,7 @@ RIGHTS: Final[dict[str, dict[str, set[tuple[str, DagAccessEntity | None]]]]] = {
     "editor": {"reviews": _READS | _ACTS},
     "reader": {"reviews": _READS},
     "watcher": {"reviews": {("GET", None), ("GET", DagAccessEntity.TASK_INSTANCE)}},
+    "analyst": {"reviews": _READS, "salaries": _READS},
     "stranger": {},
     "label_editor": {"labels": _READS | _ACTS},
     "label_reader": {"labels": _READS},

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from airflow_batch_llm.plugins.batch_llm import PREFIX
 from airflow_batch_llm.plugins.lazy_app import LazyApp
+from airflow_batch_llm.plugins.page_connections import SERVICES
 from tests.airflow.pages.service_double import DEPLOYMENT, TOKEN, ServiceDouble, listening, running_double
 
 PAGE = {"X-Batch-LLM-Page": "1", "Content-Type": "application/json", "Sec-Fetch-Site": "same-origin"}
@@ -81,6 +82,7 @@ def pages(mounted: str, auth_manager: str, monkeypatch: pytest.MonkeyPatch) -> I
     )
     purge_cached_app()
     init_auth_manager()
+    SERVICES.forget()
     yield Pages(mounted)
     purge_cached_app()
 
@@ -102,3 +104,4 @@ def double(double_server: ServiceDouble, monkeypatch: pytest.MonkeyPatch) -> Ser
 def connect(monkeypatch: pytest.MonkeyPatch, host: str, conn_id: str = "batch_llm_default", **values: Any) -> None:
     connection = {"conn_type": "batch_llm", "host": host, "password": TOKEN, "extra": {"deployment": DEPLOYMENT}}
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({**connection, **values}))
+    SERVICES.forget()

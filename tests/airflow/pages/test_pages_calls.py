@@ -18,6 +18,7 @@ from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.settings import ServiceSettings
 from tests.airflow.pages.mounted import Pages, connect
 from tests.airflow.pages.service_double import PROMPT, TOKEN, ServiceDouble
+from tests.airflow.pages.test_pages_own_page import every_call
 from tests.conftest import running_service
 
 pytestmark = pytest.mark.airflow
@@ -76,6 +77,21 @@ def test_only_listed_connections_are_asked(
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS", "batch_llm_default, other")
     assert pages.as_("root").get("/api/v1/whoami").json()["connections"] == ["batch_llm_default", "other"]
     assert pages.as_("root").post(f"{OVERVIEW}?conn_id=other", json={}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [call for call in every_call() if "/api/v1/" in call[1] and not call[1].endswith("whoami")]
+)
+def test_every_call_asks_the_service_of_the_connection_that_it_names(
+    pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    others = " ".join(("the", "other", "token"))
+    connect(monkeypatch, double.url, "other", password=others)
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS", "batch_llm_default,other")
+    with pages.as_("root") as browser:
+        answer = browser.request(method, path, params={"conn_id": "other"}, content=b"{}" if method == "POST" else None)
+    assert answer.status_code == 200
+    assert {asked.headers["authorization"] for asked in double.asked} == {f"Bearer {others}"}
 
 
 def test_the_first_listed_connection_is_asked_where_none_is_named(

@@ -7,12 +7,16 @@ from itertools import product
 from typing import Any
 
 import pytest
+from airflow.models import Connection
 from airflow.models.dag import DagModel
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.team import Team
 from airflow.utils.session import create_session
 
-from tests.airflow.pages.mounted import Pages
+from airflow_batch_llm.plugins import team_calls
+from airflow_batch_llm.plugins.page_connections import SERVICES
+from tests.airflow.pages import service_double
+from tests.airflow.pages.mounted import Pages, connect
 from tests.airflow.pages.service_double import DEPLOYMENT, TOKEN, ServiceDouble
 
 pytestmark = pytest.mark.airflow
@@ -58,9 +62,22 @@ def test_nothing_that_a_browser_says_shows_it_other_dags(
     assert double.last("overview").body["visible_dag_ids"] == ["reviews"]
 
 
-def test_a_list_of_one_dag_asks_for_that_dag_alone(pages: Pages, double: ServiceDouble) -> None:
-    listed(pages, "reader", dag_ids=["salaries"])
-    assert double.last("overview").body["visible_dag_ids"] == []
+def test_a_list_of_one_dag_keeps_the_choice_of_the_others_that_the_user_may_see(
+    pages: Pages, double: ServiceDouble
+) -> None:
+    listed(pages, "analyst", dag_ids=["reviews"])
+    asked = double.last("overview").body
+    assert (asked["visible_dag_ids"], asked["dag_ids"]) == (["reviews", "salaries"], ["reviews"])
+
+
+def test_where_a_user_sees_more_dags_than_fit_a_list_of_some_of_them_is_possible(
+    pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(team_calls, "MOST_DAGS", 1)
+    refused = pages.as_("analyst").post("/api/v1/batches/overview", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_dags")
+    listed(pages, "analyst", dag_ids=["reviews", "no dag of theirs"])
+    assert double.last("overview").body["visible_dag_ids"] == ["reviews"]
 
 
 def test_the_choices_of_a_list_name_no_dag_that_the_user_may_not_see(pages: Pages, double: ServiceDouble) -> None:
@@ -87,15 +104,86 @@ def test_a_batch_and_its_rows_are_for_those_who_may_see_its_dag_and_its_data(
         assert asked == ({"report"} if sees else set()) | (set(READS) if reads else set())
 
 
-@pytest.mark.parametrize(("batch", "dags"), [("batch_salaries", "the Dag salaries"), ("batch_script", "all Dags")])
-def test_who_may_not_is_told_the_permission_and_the_dag(
+@pytest.mark.parametrize(
+    ("batch", "dags"),
+    [("batch_reviews", "the Dag reviews"), ("batch_salaries", "its Dag"), ("batch_script", "all Dags")],
+)
+def test_who_may_not_is_told_the_permission_and_the_dag_where_they_may_see_that(
     pages: Pages, double: ServiceDouble, batch: str, dags: str
 ) -> None:
-    error = pages.as_("editor").get(f"/api/v1/batches/{batch}/rows").json()["error"]
-    assert error["code"] == "forbidden"
-    assert f"permission GET on XComs of {dags}" in error["message"]
-    error = pages.as_("editor").post(f"/api/v1/batches/{batch}/cancel", json={}).json()["error"]
-    assert f"permission PUT on task instances of {dags}" in error["message"]
+    with pages.as_("watcher") as browser:
+        read = browser.get(f"/api/v1/batches/{batch}/rows").json()["error"]
+        act = browser.post(f"/api/v1/batches/{batch}/cancel", json={}).json()["error"]
+    assert {read["code"], act["code"]} == {"forbidden"}
+    assert f"permission GET on XComs of {dags}" in read["message"]
+    assert f"permission PUT on task instances of {dags}" in act["message"]
+    assert "Dag salaries" not in read["message"] + act["message"]
+
+
+@pytest.mark.parametrize(("method", "call"), [("GET", "report"), *product(["GET"], READS), *product(["POST"], ACTS)])
+def test_who_may_see_nothing_is_not_told_whether_a_batch_exists(
+    pages: Pages, double: ServiceDouble, method: str, call: str
+) -> None:
+    with pages.as_("stranger") as browser:
+        body = {"json": {}} if method == "POST" else {}
+        answers = [
+            browser.request(method, f"/api/v1/batches/{batch}/{call}", **body)
+            for batch in ("batch_reviews", "batch_that_is_none")
+        ]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [(403, "forbidden")] * 2
+    assert answers[0].content == answers[1].content
+    assert double.asked == []
+
+
+@pytest.fixture
+def nameless(double: ServiceDouble, monkeypatch: pytest.MonkeyPatch) -> ServiceDouble:
+    """A service where this Airflow has the name alone that every Airflow has at first."""
+    connect(monkeypatch, double.url, extra={})
+    lines = [service_double.line(f"batch_{dag_id}", dag_id, "airflow") for dag_id in ("reviews", "salaries")]
+    monkeypatch.setattr(service_double, "LINES", [*lines, service_double.line("batch_script", None)])
+    return double
+
+
+@pytest.mark.parametrize("call", ["report", *READS])
+def test_where_airflow_has_no_name_of_its_own_a_dags_id_gives_no_rights(
+    pages: Pages, nameless: ServiceDouble, call: str
+) -> None:
+    refused = pages.as_("editor").get(f"/api/v1/batches/batch_reviews/{call}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    for part in ("of all Dags", "[api] base_url", "`deployment` of the connection batch_llm_default"):
+        assert part in refused.json()["error"]["message"]
+    assert pages.as_("root").get(f"/api/v1/batches/batch_reviews/{call}").status_code == 200
+    script = pages.as_("editor").get(f"/api/v1/batches/batch_script/{call}").json()["error"]["message"]
+    assert "It comes from no Dag of this Airflow" in script
+
+
+def test_where_airflow_has_no_name_of_its_own_nothing_is_changed_by_the_right_on_a_dag(
+    pages: Pages, nameless: ServiceDouble
+) -> None:
+    for act in ACTS:
+        assert pages.as_("editor").post(f"/api/v1/batches/batch_reviews/{act}", json={}).status_code == 403
+    assert [asked.path for asked in nameless.asked] == ["/v1/batches/overview"] * len(ACTS)
+    assert pages.as_("root").post("/api/v1/batches/batch_reviews/cancel", json={}).status_code == 200
+
+
+def test_where_airflow_has_no_name_of_its_own_a_list_by_dags_says_how_to_give_it_one(
+    pages: Pages, nameless: ServiceDouble
+) -> None:
+    refused = pages.as_("editor").post("/api/v1/batches/overview", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    for part in ("[api] base_url", "`deployment` of the connection batch_llm_default"):
+        assert part in refused.json()["error"]["message"]
+    assert nameless.asked == []
+    assert listed(pages, "root") == {"batch_reviews", "batch_salaries", "batch_script"}
+
+
+def test_airflows_address_is_a_name_of_its_own(
+    pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, double.url, extra={})
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/here/")
+    assert listed(pages, "editor") == set()
+    assert double.last("overview").body["visible_deployments"] == ["https://airflow.example/here"]
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -124,6 +212,42 @@ def test_a_batchs_page_says_whether_its_user_may_act(pages: Pages, double: Servi
 def test_a_user_is_told_who_they_are_and_what_they_may_do(pages: Pages, user: str, scopes: list[str]) -> None:
     told = pages.as_(user).get("/api/v1/whoami").raise_for_status().json()
     assert (told["name"], told["scopes"], told["connections"]) == (user, scopes, ["batch_llm_default"])
+
+
+def test_a_user_is_told_the_names_of_this_airflow_at_the_service_that_they_ask(
+    pages: Pages, double: ServiceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, double.url, "night", extra={"deployment": "by-night"})
+    connect(monkeypatch, double.url, "nameless", extra={})
+    connect(monkeypatch, double.url, "hidden", extra={"deployment": "nobody's business"})
+    listed = "batch_llm_default,night,nameless,missing"
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__PAGE_CONNECTIONS", listed)
+
+    def names(conn_id: str | None) -> list[str]:
+        params = {"conn_id": conn_id} if conn_id else {}
+        told = pages.as_("stranger").get("/api/v1/whoami", params=params).raise_for_status().json()
+        assert told["connections"] == listed.split(",")
+        return list(told["deployments"])
+
+    assert (names(None), names("night")) == ([DEPLOYMENT], ["by-night"])
+    assert names("nameless") == names("missing") == names("hidden") == []
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
+    SERVICES.forget()
+    assert names("night") == ["by-night", "https://airflow.example"]
+    assert double.asked == []
+
+
+def test_a_user_is_told_who_they_are_where_the_connection_cannot_be_looked_up(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(conn_id: str) -> Connection:
+        raise PermissionError(f"the secrets backend says no to {conn_id}")
+
+    monkeypatch.setattr(Connection, "get_connection_from_secrets", denied)
+    assert pages.as_("root").get("/api/v1/whoami").raise_for_status().json()["deployments"] == []
+    refused = pages.as_("root").post("/api/v1/batches/overview", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "no_connection")
+    assert "PermissionError" in refused.json()["error"]["message"]
 
 
 def test_workers_are_shown_to_who_may_see_any_dag(pages: Pages, double: ServiceDouble) -> None:

@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from airflow_batch_llm.hooks.batch_llm import BatchLLMHook
 from airflow_batch_llm.models import BatchStatus
 from airflow_batch_llm.store.tables import batches
 from airflow_batch_llm.wire import Batch, BatchCreate, Origin
-from tests.airflow.pages.mounted import Pages
+from tests.airflow.pages.mounted import Pages, connect
+from tests.airflow.pages.service_double import DEPLOYMENT
 from tests.conftest import RunningService
 
 pytestmark = pytest.mark.airflow
 
-DEPLOYMENT = "airflow"
-"""An Airflow without an address of its own is called that."""
+
+@pytest.fixture
+def connected(connected: RunningService, monkeypatch: pytest.MonkeyPatch) -> RunningService:
+    """That of all tests, where this Airflow has a name of its own."""
+    connect(monkeypatch, connected.url, password=connected.token)
+    return connected
 
 
 def submitted(
@@ -51,6 +57,32 @@ def test_the_list_and_its_counts_are_of_the_dags_that_a_user_may_see(pages: Page
     with pages.as_("watcher") as browser:
         assert browser.get(f"/api/v1/batches/{reviews}/report").json()["batch"]["id"] == reviews
         assert {browser.get(f"/api/v1/batches/{other}/report").status_code for other in others} == {403}
+
+
+def test_a_filter_by_one_dag_leaves_the_choice_of_the_others(pages: Pages, connected: RunningService) -> None:
+    reviews = submitted(connected, "a", "reviews").id
+    submitted(connected, "b", "salaries")
+    submitted(connected, "c", "reviews", "another-airflow")
+    answer = pages.as_("analyst").post("/api/v1/batches/overview", json={"dag_ids": ["reviews"]}).json()
+    assert [line["id"] for line in answer["data"]] == [reviews]
+    assert answer["dag_ids"] == ["reviews", "salaries"]
+    answer = pages.as_("reader").post("/api/v1/batches/overview", json={"dag_ids": ["salaries"]}).json()
+    assert (answer["data"], answer["total"], answer["dag_ids"]) == ([], 0, ["reviews"])
+
+
+def test_two_airflows_without_a_name_of_their_own_share_no_rights(
+    pages: Pages, connected: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, connected.url, password=connected.token, extra={})
+    shared = BatchLLMHook().deployment
+    assert shared == "airflow", "the keys of tasks that run now begin with it"
+    batch = submitted(connected, "a", "reviews", shared).id
+    with pages.as_("editor") as browser:
+        assert browser.post("/api/v1/batches/overview", json={}).status_code == 403
+        assert browser.get(f"/api/v1/batches/{batch}/report").status_code == 403
+        assert browser.post(f"/api/v1/batches/{batch}/cancel", json={}).status_code == 403
+    assert listed(pages, "root") == {batch}
+    assert not connected.client.get(batch).status.ended
 
 
 def test_a_cancel_is_done_once_and_says_who_did_it(pages: Pages, connected: RunningService) -> None:
@@ -88,7 +120,7 @@ def test_rows_and_answers_of_a_running_batch_come_from_the_service(pages: Pages,
         nothing = browser.get(f"/api/v1/batches/{batch.id}/download")
         workers = browser.get("/api/v1/workers")
     assert (rows.status_code, answers.status_code, workers.status_code) == (200, 200, 200)
-    assert nothing.json()["error"]["code"] not in ("service_too_old", "not_found")
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (409, "no_results_yet")
     assert json.loads(workers.content)["queue"][0]["batches"] == 1
 
 
