@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.service.blocks import BLOCK_BYTES
 from airflow_batch_llm.service.formats import DamagedError, FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.targets import read_manifest
@@ -26,7 +27,7 @@ _SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
 """The formats whose rows begin at a place in bytes."""
 _STATUSES: Final = frozenset(RowStatus)
 _DECODED: Final = 1_000
-"""Rows of Parquet that are decoded together: the longest page has as many."""
+"""Most rows of Parquet that are decoded together: the longest page has as many."""
 _AT_ONCE: Final = 100
 """Rows of Parquet that become Python's values together: a page has no use for thousands."""
 READ_AHEAD: Final = 1 << 18
@@ -215,12 +216,21 @@ def _parquet_rows(stream: BinaryIO, first: int, choice: ColumnChoice | None) -> 
         groups, skipped = _groups_from(file.metadata, first)
         read, instead = (None, {}) if choice is None else choice(file.schema_arrow)
         skip = first - skipped
-        for batch in file.iter_batches(_DECODED, row_groups=groups, columns=read, use_threads=False):
+        for batch in file.iter_batches(
+            _decoded(file.metadata, groups), row_groups=groups, columns=read, use_threads=False
+        ):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
             for start in range(0, wanted.num_rows, _AT_ONCE):
                 for row in readable(wanted.slice(start, _AT_ONCE)).to_pylist():
                     yield _as_json(row | instead), 0
+
+
+def _decoded(metadata: Any, groups: list[int]) -> int:
+    """How many rows are decoded together: of long ones not all of a page at once."""
+    found = [metadata.row_group(group) for group in groups]
+    size = sum(group.total_byte_size for group in found)
+    return max(1, min(_DECODED, sum(group.num_rows for group in found) * BLOCK_BYTES // max(1, size)))
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:

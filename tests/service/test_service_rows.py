@@ -226,7 +226,7 @@ def test_a_row_far_from_the_start_of_its_file_is_not_read_and_said_to_be_missing
     batch = end(service, submit(service, source="s.jsonl", target="t.parquet", passthrough=["n"]))
     House(service).later(2)
     monkeypatch.setattr(numbered_rows, "MOST_TEXT_BYTES", 100_000)
-    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", (numbered_rows.MOST_BYTES, 100_000))
+    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", (numbered_rows.MOST_BYTES, 100_000, 1 << 30))
     near, far = (by_number(rows(service, batch, after=f"line-{n}.0"))[n] for n in (5, 390))
     assert (near["input"]["text"], near["missing"]) == ("text 5", None)
     assert far["input"] == {"n": 390}
@@ -320,6 +320,39 @@ def test_values_of_any_kind_are_shown_in_json_and_long_ones_cut(service: Running
         service.end_leases()
         AnsweringWorker(service, name="second").work()
         service.assemble()
+
+
+def test_a_page_of_rows_with_many_long_values_stays_small(service: RunningService) -> None:
+    def values() -> list[Any]:
+        return [[f"{row}-{place}-" + "lorem ipsum " * 300 for place in range(50)] for row in range(5)]
+
+    numbers = [[list(range(100))] * 100] * 5
+    table(service, 5, **{f"c{column}": values() for column in range(6)}, numbers=numbers)
+    messages = [Message(role="user", content="{text}" + "long " * 1_000)] * 40
+    batch = submit(service, messages=messages)
+    half_done(service, done=5)
+    pages = [call(service, batch.id)]
+    service.end_leases()
+    end(service, batch, name="second")
+    for page in [*pages, call(service, batch.id)]:
+        assert len(page.content) < 5 * 100_000
+        for shown in page.json()["data"]:
+            assert shown["shortened"]
+            assert list(shown["input"])[-1] == "numbers"
+            assert shown["output"] == f"answer {shown['row']}"
+            assert shown["input"]["c0"][0].startswith(f"{shown['row']}-0-lorem")
+
+
+def test_a_row_group_that_is_large_without_its_compression_is_not_read(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(service, 200, doc=[[f"{n}" + "x" * 2_000] for n in range(200)])
+    batch = submit(service)
+    half_done(service)
+    assert by_number(rows(service, batch))[1]["missing"] is None
+    limits = (numbered_rows.MOST_BYTES, numbered_rows.MOST_TEXT_BYTES, 300_000)
+    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", limits)
+    assert "in too large a row group" in by_number(rows(service, batch))[1]["missing"]
 
 
 def test_of_many_columns_those_that_the_prompt_needs_are_shown_with_some_of_the_others(service: RunningService) -> None:
