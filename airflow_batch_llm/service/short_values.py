@@ -14,8 +14,8 @@ MOST_ITEMS: Final = 100
 MOST_LEVELS: Final = 8
 """How deep lists and objects are shown."""
 MOST_TOGETHER: Final = 32_000
-"""Characters of all that one shortener makes: a row has one each for input, prompt and output, so that a page of 50 rows
-is about 5 MB at most."""
+"""Characters of all that one shortener makes: a row has one each for input, prompt and output, so that a page of 50
+rows is about 5 MB at most."""
 MOST_OF_COLUMN: Final = 8_000
 """Of these, for one column of a row: a list in it leaves something for the others."""
 MOST_OF_NAME: Final = 200

@@ -1,7 +1,8 @@
 """Rows to look at: input, rendered prompt and output side by side, a page at a time.
 
 A page is found in the committed parts, or by row number in the target's row groups, and what belongs to its rows is
-looked up for these rows alone. Nothing here reads through a source or a target.
+looked up for these rows alone. Nothing here reads through a source, nor through a target but one that is compressed as a
+whole: there the rows before the page are read over, up to a limit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from airflow_batch_llm.service.short_values import Shortener
 from airflow_batch_llm.service.shown_outcomes import Outcome, TableOutcomes, outcomes_of
 from airflow_batch_llm.service.sources import UNREADABLE
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import ColumnChoice
+from airflow_batch_llm.service.target_results import ColumnChoice, TargetReading
 from airflow_batch_llm.wire import DatasetSpec, ResultRow
 
 Wanted = RowStatus | Literal["failed"]
@@ -113,7 +114,8 @@ def shown_rows(
     cursor that no page of this batch gave.
     """
     patience = patience or Patience()
-    way = walk(state, record, after, failed=wants_failed(wanted.status), choice=_choice(record, wanted))
+    reading = TargetReading(_choice(record, wanted), patience.skip)
+    way = walk(state, record, after, failed=wants_failed(wanted.status), reading=reading)
     found, last, has_more = _page(way.rows, record, after, limit, wanted, patience)
     if record["dataset"] is None:
         _add_requests(state, record, found)

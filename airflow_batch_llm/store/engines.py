@@ -20,7 +20,7 @@ FORGOTTEN_SECONDS: Final = 60
 CONNECT_SECONDS: Final = 5
 POOL_SIZE: Final = 8
 MOST_CONNECTIONS: Final = 20
-"""A service answers on 16 threads, and has a few of its own."""
+"""A service answers on 16 threads and looks at rows on 4, few of which are with the store at a time."""
 _DRIVER: Final = "postgresql+psycopg"
 
 

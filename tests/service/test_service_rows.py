@@ -8,14 +8,19 @@ import gzip
 import json
 import logging
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import EMBEDDINGS
-from airflow_batch_llm.service import numbered_rows
+from airflow_batch_llm.service import numbered_rows, row_routes
 from airflow_batch_llm.service.row_walk import Patience
 from airflow_batch_llm.service.shown_rows import RowFilter, shown_rows
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
@@ -320,6 +325,52 @@ def test_values_of_any_kind_are_shown_in_json_and_long_ones_cut(service: Running
         service.end_leases()
         AnsweringWorker(service, name="second").work()
         service.assemble()
+
+
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.csv.zst", "t.jsonl"])
+def test_rows_far_from_the_beginning_of_a_file_without_places_are_refused_with_what_to_do(
+    service: RunningService, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(service, 60)
+    batch = end(service, submit(service, target=name))
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (20, 3.0, time.monotonic, 20, 0, 0))
+    assert [row["row"] for row in rows(service, batch, after="line-20.0", limit=2)["data"]] == [20, 21]
+    far = call(service, batch.id, after="line-50.0", limit=2)
+    assert (far.status_code, far.json()["error"]["code"]) == (400, "rows_too_far")
+    assert "Download the target" in far.json()["error"]["message"]
+
+
+def test_time_ends_the_way_to_a_page_too(service: RunningService) -> None:
+    table(service, 60)
+    batch = end(service, submit(service, target="t.jsonl.gz"))
+    record = service.state.batches.get("default", batch.id)
+    late = iter([0.0, 1.0, 99.0])
+    patience = Patience(clock=lambda: next(late))
+    with pytest.raises(InvalidRequestError, match="after 2 rows"):
+        shown_rows(service.state, record, after="line-50.0", limit=5, wanted=RowFilter(), patience=patience)
+
+
+def test_who_looks_at_rows_holds_nobody_else_up(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(service)
+    batch = submit(service)
+    go_on, began = threading.Event(), threading.Semaphore(0)
+    looks = row_routes.shown_rows
+
+    def slow(*given: Any, **more: Any) -> Any:
+        began.release()
+        go_on.wait(60)
+        return looks(*given, **more)
+
+    monkeypatch.setattr(row_routes, "shown_rows", slow)
+    with ThreadPoolExecutor(32) as callers:
+        answers = [callers.submit(call, service, batch.id) for _ in range(32)]
+        try:
+            assert all(began.acquire(timeout=30) for _ in range(4))
+            headers = {"Authorization": f"Bearer {service.token}"}
+            assert httpx.get(f"{service.url}/v1/models", headers=headers, timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert {answer.result().status_code for answer in answers} == {200}
 
 
 def test_a_page_of_rows_with_many_long_values_stays_small(service: RunningService) -> None:
