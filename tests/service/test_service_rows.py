@@ -45,6 +45,13 @@ from tests.service.looking import (
 from tests.service.requests import create, file_of, finish, line, openai_client
 
 
+SAID = {
+    "type": "object",
+    "properties": {"said": {"type": "string"}, "sure": {"type": "boolean"}},
+    "required": ["said", "sure"],
+}
+
+
 def test_a_row_has_its_input_prompt_and_output_while_its_batch_runs(service: RunningService) -> None:
     table(service)
     batch = submit(service)
@@ -161,6 +168,22 @@ def test_a_search_finds_what_stands_in_the_output_or_the_error_in_whatever_case(
     assert [row["row"] for row in rows(service, batch, search="IS REFUSED")["data"]] == [4]
     assert [row["row"] for row in rows(service, batch, search="text 5")["data"]] == []
     assert [row["row"] for row in rows(service, batch, status="failed", search="noise")["data"]] == [2]
+
+
+@pytest.mark.parametrize("asked", [{"output_schema": SAID}, {"parameters": {"n": 2}}], ids=["fields", "samples"])
+def test_a_search_looks_at_the_values_and_not_at_how_json_writes_them(
+    service: RunningService, asked: dict[str, Any]
+) -> None:
+    table(service, 2)
+    batch = submit(service, **asked)
+    said = ['Zu Köln am "Rhein"', "Bonn"]
+    if "output_schema" in asked:
+        given: list[dict[str, Any]] = [{"output": json.dumps({"said": text, "sure": True})} for text in said]
+    else:
+        given = [{"outputs": [text, "two"]} for text in said]
+    give(service, given)
+    for search, found in (("KÖLN", [0]), ('"rhein"', [0]), ("bonn", [1]), ("said", []), ("u00f6", [])):
+        assert [row["row"] for row in rows(service, batch, search=search)["data"]] == found, search
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "row-1", "line-0.3", "part-", "line-1.99999"])
