@@ -1,8 +1,8 @@
 """Rows to look at: input, rendered prompt and output side by side, a page at a time.
 
 A page is found in the committed parts, or by row number in the target's row groups, and what belongs to its rows is
-looked up for these rows alone. Nothing here reads through a source, nor through a target, but for one that is compressed
-as a whole: there the rows before the page are read over, up to a limit.
+looked up for these rows alone. Nothing here reads through a source. Of a target that is compressed as a whole the rows
+before the page are read over, up to a limit; through no other is read.
 """
 
 from __future__ import annotations

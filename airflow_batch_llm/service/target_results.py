@@ -238,16 +238,16 @@ def _parquet_rows(stream: BinaryIO, first: int, choice: ColumnChoice | None) -> 
         read, instead = (None, {}) if choice is None else choice(file.schema_arrow)
         skip = first - skipped
         for batch in file.iter_batches(
-            _decoded(file.metadata, groups), row_groups=groups, columns=read, use_threads=False
+            decoded_together(file.metadata, groups), row_groups=groups, columns=read, use_threads=False
         ):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
             for start in range(0, wanted.num_rows, _AT_ONCE):
                 for row in readable(wanted.slice(start, _AT_ONCE)).to_pylist():
-                    yield _as_json(row | instead), 0
+                    yield as_json(row | instead), 0
 
 
-def _decoded(metadata: Any, groups: list[int]) -> int:
+def decoded_together(metadata: Any, groups: list[int]) -> int:
     """How many rows are decoded together: of long ones not all of a page at once."""
     found = [metadata.row_group(group) for group in groups]
     rows, size = sum(group.num_rows for group in found), sum(group.total_byte_size for group in found)
@@ -282,7 +282,7 @@ class _CountedLines:
         return line.decode()
 
 
-def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
     """The row in JSON's types: dates and decimals as text."""
     plain: dict[str, Any] = orjson.loads(orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS))
     return plain

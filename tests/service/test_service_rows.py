@@ -44,7 +44,6 @@ from tests.service.looking import (
 )
 from tests.service.requests import create, file_of, finish, line, openai_client
 
-
 SAID = {
     "type": "object",
     "properties": {"said": {"type": "string"}, "sure": {"type": "boolean"}},
@@ -488,8 +487,10 @@ def test_an_answer_with_a_schema_is_its_fields_and_one_that_fits_none_its_text(s
     assert call(service, batch.id, "answers").json() == {
         "field": "mood",
         "counts": [{"answer": "bad", "rows": 1}, {"answer": "good", "rows": 1}],
-        "rows_looked_at": 3,
+        "rows_looked_at": 2,
+        "rows_failed": 1,
         "rows_done": 3,
+        "distinct": False,
     }
 
 
