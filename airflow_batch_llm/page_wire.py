@@ -220,7 +220,7 @@ class GenerationLine(BaseModel):
 
 class BatchReport(BaseModel):
     """One batch with all that a page tells of it. Where nothing changed until the wait ended, ``batch`` is null and
-    everything else but ``version`` and ``at`` with it."""
+    everything else but ``version``, ``at`` and ``may_act`` with it."""
 
     version: str
     at: float
