@@ -220,7 +220,7 @@ class GenerationLine(BaseModel):
 
 class BatchReport(BaseModel):
     """One batch with all that a page tells of it. Where nothing changed until the wait ended, ``batch`` is null and
-    everything else but ``version`` and ``at`` with it."""
+    everything else but ``version``, ``at`` and ``may_act`` with it."""
 
     version: str
     at: float
@@ -296,8 +296,15 @@ class Answers(BaseModel):
     counts: list[AnswerCount] = []
     """The commonest first."""
     rows_looked_at: int = 0
+    """Rows with an answer that was counted: the shares are of these."""
+    rows_failed: int = 0
+    """Rows that were looked at besides, and have no answer."""
     rows_done: int = 0
-    """Rows that have a result. Where it is more than ``rows_looked_at`` the counts are of a sample, evenly spread."""
+    """Rows that have a result. Where it is more than the two numbers above together, the counts are of a sample, evenly
+    spread, or ``distinct``."""
+    distinct: bool = False
+    """Whether equal rows were counted once, as they are asked. They count as the rows that they are once the batch has
+    ended, if its target is of Parquet."""
 
 
 class WorkerLine(BaseModel):

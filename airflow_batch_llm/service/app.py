@@ -41,6 +41,8 @@ from airflow_batch_llm.store.changes import BatchChanges
 log = logging.getLogger(__name__)
 
 REQUEST_THREADS: Final = 16
+LOOK_THREADS: Final = 4
+"""Beside these, for calls that look at many rows."""
 EXTENSIONS: Final = (extension_routes, event_routes, overview_routes, report_routes, row_routes, page_routes)
 
 
@@ -51,6 +53,7 @@ def create_app(state: ServiceState) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Requests wait for the store, which takes one writer at a time: more threads would only cost memory.
         anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
+        app.state.looks = anyio.CapacityLimiter(LOOK_THREADS)
         yield
         state.database.close()
 

@@ -24,6 +24,8 @@ from airflow_batch_llm.storage.tree import Entry
 
 MOST_BYTES: Final = 64 << 20
 """Of a table, as it is stored, for one page."""
+MOST_UNPACKED_BYTES: Final = 256 << 20
+"""Of the same, as it is when it is no longer compressed; a row group of 128 MB fits, as large ones are made."""
 MOST_TEXT_BYTES: Final = 8 << 20
 """From the start of a file that has no row groups."""
 MOST_COLUMNS: Final = 50
@@ -44,12 +46,14 @@ class Allowance:
 
     left: int = MOST_BYTES
     text_left: int = MOST_TEXT_BYTES
+    unpacked_left: int = MOST_UNPACKED_BYTES
 
-    def takes(self, size: int) -> bool:
-        """Whether so many bytes may be read; if so they count as read."""
-        if size > self.left:
+    def takes(self, stored: int, unpacked: int) -> bool:
+        """Whether so many bytes may be read, which are so many without compression; if so they count as read."""
+        if stored > self.left or unpacked > self.unpacked_left:
             return False
-        self.left -= size
+        self.left -= stored
+        self.unpacked_left -= unpacked
         return True
 
 
@@ -80,7 +84,7 @@ def parquet_rows(
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             places = sorted(row - start for row in wanted if start <= row < start + rows)
-            if places and allowance.takes(_stored_bytes(file.metadata.row_group(group), read)):
+            if places and allowance.takes(*bytes_of(file.metadata.row_group(group), read)):
                 for place, values in _of_group(file, group, read, places):
                     yield start + place, {shown[name]: value for name, value in values.items()} | unread
             start += rows
@@ -131,10 +135,12 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(check(kind) for check in _BYTES)
 
 
-def _stored_bytes(group: Any, columns: Sequence[str]) -> int:
+def bytes_of(group: Any, columns: Sequence[str]) -> tuple[int, int]:
+    """The size of some columns of a row group of Parquet, as it is stored and without compression."""
     roots = tuple(f"{name}." for name in columns)
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return sum(chunk.total_compressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(roots))
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    read = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(roots)]
+    return sum(chunk.total_compressed_size for chunk in read), sum(chunk.total_uncompressed_size for chunk in read)
 
 
 def _of_group(

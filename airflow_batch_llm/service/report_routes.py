@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 
 from airflow_batch_llm.page_wire import BatchReport, WaitSeconds
-from airflow_batch_llm.service.access import Reader, State
+from airflow_batch_llm.service.access import Reading, State
 from airflow_batch_llm.service.changes import Changes, Watch
 from airflow_batch_llm.service.connected import while_connected
 from airflow_batch_llm.service.event_routes import ExistingBatch, WatchedChanges
@@ -31,7 +31,7 @@ router: Final = APIRouter()
 @router.get("/v1/batches/{batch_id}/report", responses=problems(400, 401, 404, 503))
 async def report_on_batch(
     state: State,
-    team: Reader,
+    access: Reading,
     changes: WatchedChanges,
     request: Request,
     batch_id: ExistingBatch,
@@ -44,10 +44,10 @@ async def report_on_batch(
     What else is new, such as a chunk that was claimed or a rate that fell, is found when the wait ends.
     """
     if version is not None and wait:
-        watch = Watch(team, {batch_id: batch_version_in(version)})
+        watch = Watch(access.team, {batch_id: batch_version_in(version)})
         if await while_connected(request, _next_turn(changes, watch, wait)) is None:
             raise ClientDisconnect
-    return await anyio.to_thread.run_sync(lambda: batch_report(state, changes.batches, team, batch_id, seen=version))
+    return await anyio.to_thread.run_sync(lambda: batch_report(state, changes.batches, access, batch_id, seen=version))
 
 
 async def _next_turn(changes: Changes, watch: Watch, wait: float) -> Literal[True]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.models import Scope
 from airflow_batch_llm.page_wire import BatchReport, PlanNumbers
 from airflow_batch_llm.service.cost import cost_of
 from airflow_batch_llm.service.phases import phases
@@ -16,23 +17,25 @@ from airflow_batch_llm.service.state import ServiceState
 from airflow_batch_llm.store.batches import no_such_batch
 from airflow_batch_llm.store.changes import BatchChanges
 from airflow_batch_llm.store.chunk_counts import ChunkCounts
+from airflow_batch_llm.store.tokens import Access
 
 
 def batch_report(
-    state: ServiceState, changes: BatchChanges, team: str, batch_id: str, *, seen: str | None
+    state: ServiceState, changes: BatchChanges, access: Access, batch_id: str, *, seen: str | None
 ) -> BatchReport:
-    """The report on a team's batch; nothing but version and time where the caller has ``seen`` all of it.
+    """The report on a batch of the caller's team; nothing of it where the caller has ``seen`` all of it.
 
     Raises :class:`NotFoundError` for a batch that is not there, or not the team's.
     """
-    found = changes.records(team, [batch_id])
+    may_act = access.allows(Scope.SUBMIT)
+    found = changes.records(access.team, [batch_id])
     if not found:
         raise no_such_batch(batch_id)
     (batch_version, record), *_ = found  # read before the rest, which can only be newer than the version then
-    told = _told(state, team, record)
+    told = _told(state, access.team, record).model_copy(update={"may_act": may_act})
     version = f"{batch_version}.{_digest(told)}"
     if version == seen:
-        return BatchReport(version=version, at=told.at)
+        return BatchReport(version=version, at=told.at, may_act=may_act)
     return told.model_copy(update={"version": version})
 
 

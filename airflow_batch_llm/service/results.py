@@ -17,7 +17,7 @@ from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.service.committed_results import committed_results
 from airflow_batch_llm.service.file_results import file_results
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import ColumnChoice, target_results, wrong_cursor
+from airflow_batch_llm.service.target_results import EVERYTHING, TargetReading, target_results, wrong_cursor
 from airflow_batch_llm.wire import ResultPage, ResultRow
 
 PlacedRow = tuple[str, ResultRow]
@@ -46,7 +46,7 @@ def result_page(
 
 
 def placed_rows(
-    state: ServiceState, record: Mapping[str, Any], after: str | None, *, choice: ColumnChoice | None = None
+    state: ServiceState, record: Mapping[str, Any], after: str | None, *, reading: TargetReading = EVERYTHING
 ) -> Iterator[PlacedRow]:
     """All rows behind a cursor. Raises as the places do that they are read from."""
     kind, first, second = parsed_cursor(after)
@@ -55,7 +55,7 @@ def placed_rows(
     sources: dict[str, tuple[bool, Callable[[], Iterator[PlacedRow]]]] = {
         "line": (
             bool(record["manifest"]),
-            lambda: target_results(places, record["manifest"], first, second, choice=choice),
+            lambda: target_results(places, record["manifest"], first, second, reading=reading),
         ),
         "row": (_has_files(record), lambda: file_results(state, record, first)),
         "part": (record["plan_key"] is not None, lambda: committed_results(state, record, first, second)),

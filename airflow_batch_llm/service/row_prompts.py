@@ -12,7 +12,7 @@ import pyarrow as pa
 from airflow_batch_llm.models import EMBEDDINGS
 from airflow_batch_llm.page_wire import ShownMessage
 from airflow_batch_llm.service.rendering import Renderer
-from airflow_batch_llm.service.short_values import Shortener
+from airflow_batch_llm.service.short_values import MOST_OF_NAME, Shortener
 from airflow_batch_llm.service.sources import SourceRows
 from airflow_batch_llm.service.template import Template
 from airflow_batch_llm.storage.base import Storage
@@ -76,7 +76,8 @@ def shown_messages(messages: Messages, shortener: Shortener) -> list[ShownMessag
     if len(messages) > MOST_MESSAGES:
         shortener.shortened = True
     return [
-        ShownMessage(role=shortener.text(role), content=shortener.text(text)) for role, text in messages[:MOST_MESSAGES]
+        ShownMessage(role=Shortener(MOST_OF_NAME).text(role), content=shortener.text(text))
+        for role, text in messages[:MOST_MESSAGES]
     ]
 
 

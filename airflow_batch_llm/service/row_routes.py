@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Response
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel
 
 from airflow_batch_llm.models import RowStatus
 from airflow_batch_llm.page_wire import MOST_SHOWN_ROWS, Answers, SearchText, ShownRows
@@ -25,30 +29,48 @@ _FILE: Final[dict[int | str, dict[str, Any]]] = {
     }
 }
 
+
+def service_looks(request: Request) -> CapacityLimiter:
+    looks: CapacityLimiter = request.app.state.looks
+    return looks
+
+
+Looking = Annotated[CapacityLimiter, Depends(service_looks)]
+"""The threads of calls that read for seconds: what workers and clients wait for is never behind them."""
 Label = Annotated[str, Query(max_length=4_000)]
 
 
-@router.get("/v1/batches/{batch_id}/rows", responses=problems(400, 401, 404, 503))
-def get_rows(
+@router.get("/v1/batches/{batch_id}/rows", response_model=ShownRows, responses=problems(400, 401, 404, 503))
+async def get_rows(
     state: State,
     team: Reader,
+    looking: Looking,
     batch_id: str,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_SHOWN_ROWS)] = 10,
     status: RowStatus | Literal["failed"] | None = None,
     label: Label | None = None,
     search: SearchText | None = None,
-) -> ShownRows:
+) -> Response:
     """Input, prompt and output of some rows, also while the batch runs. ``failed`` are those in error or with an
     invalid output. A filter looks through a bounded number of rows, and the next page goes on from there."""
     wanted = RowFilter(status, label, search)
-    return shown_rows(state, state.batches.get(team, batch_id), after=after, limit=limit, wanted=wanted)
+    return await _looked(
+        looking,
+        lambda: shown_rows(state, state.batches.get(team, batch_id), after=after, limit=limit, wanted=wanted),
+    )
 
 
-@router.get("/v1/batches/{batch_id}/answers", responses=problems(401, 404, 503))
-def get_answers(state: State, team: Reader, batch_id: str) -> Answers:
+@router.get("/v1/batches/{batch_id}/answers", response_model=Answers, responses=problems(401, 404, 503))
+async def get_answers(state: State, team: Reader, looking: Looking, batch_id: str) -> Response:
     """How often which choice, or value of a schema's field, was answered: of all rows, or of a sample evenly spread."""
-    return counted_answers(state, state.batches.get(team, batch_id))
+    return await _looked(looking, lambda: counted_answers(state, state.batches.get(team, batch_id)))
+
+
+async def _looked(looking: CapacityLimiter, look: Callable[[], BaseModel]) -> Response:
+    """The answer to a look, made and written out by one of the threads that looks have."""
+    content = await anyio.to_thread.run_sync(lambda: look().model_dump_json(), limiter=looking)
+    return Response(content, media_type="application/json")
 
 
 @router.get(

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from airflow_batch_llm.errors import NotFoundError
+from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import FAILED, BatchStatus, RowStatus
 from airflow_batch_llm.service.committed_results import PARTS, committed_results, known_keys, read_parts
 from airflow_batch_llm.service.results import PlacedRow, check_kept, parsed_cursor, placed_rows
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import ColumnChoice, wrong_cursor
+from airflow_batch_llm.service.target_results import TargetReading, wrong_cursor
 from airflow_batch_llm.store.shown_parts import ShownParts
 
 MOST_LOOKED_AT: Final = 20_000
 """Rows that one call looks through: a second or two of reading."""
+MOST_SKIPPED: Final = 200_000
+"""Rows that one call reads over on its way to the first one, where a file has no places to go to."""
 MOST_SECONDS: Final = 3.0
 """Of looking, where the rows are long or their place is slow."""
 
@@ -32,7 +34,9 @@ class Patience:
     rows: int = MOST_LOOKED_AT
     seconds: float = MOST_SECONDS
     clock: Callable[[], float] = time.monotonic
+    skips: int = MOST_SKIPPED
     looked_at: int = 0
+    skipped: int = 0
     _began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,9 +45,25 @@ class Patience:
     def looked(self) -> None:
         self.looked_at += 1
 
+    def skip(self) -> None:
+        """Raises :class:`InvalidRequestError` where the rows that are asked for are too far away."""
+        self.skipped += 1
+        if self.skipped > self.skips or self._is_late:
+            raise InvalidRequestError(
+                f"The rows behind this cursor are too far from the beginning of their file, which can only be read "
+                f"from there: after {self.skipped:,} rows none of them had come. No row is shown. Download the target, "
+                "or ask for the failed rows alone (`status=failed`), which are found without it.",
+                code="rows_too_far",
+                param="after",
+            )
+
     @property
     def at_end(self) -> bool:
-        return self.looked_at >= self.rows or self.clock() - self._began >= self.seconds
+        return self.looked_at >= self.rows or self._is_late
+
+    @property
+    def _is_late(self) -> bool:
+        return self.clock() - self._began >= self.seconds
 
 
 @dataclass(frozen=True)
@@ -55,9 +75,9 @@ class Walk:
 
 
 def walk(
-    state: ServiceState, record: Mapping[str, Any], after: str | None, *, failed: bool, choice: ColumnChoice | None
+    state: ServiceState, record: Mapping[str, Any], after: str | None, *, failed: bool, reading: TargetReading
 ) -> Walk:
-    """The rows behind a cursor; with ``failed``, at least those that have failed. ``choice`` is of a target's columns.
+    """The rows behind a cursor; with ``failed``, at least those that have failed. A target is read as ``reading`` says.
 
     A table whose target is gone or another's is read from its parts. Raises :class:`NotFoundError` where the bytes of
     the batch have had their time, and :class:`InvalidRequestError` for a cursor that is none.
@@ -69,7 +89,7 @@ def walk(
             raise wrong_cursor(after)
         return Walk("committed", _with_failures(state, record, first, second))
     try:
-        rows = placed_rows(state, record, after, choice=choice)
+        rows = placed_rows(state, record, after, reading=reading)
     except NotFoundError as error:
         if error.code != "target_gone" or kind is not None:
             raise

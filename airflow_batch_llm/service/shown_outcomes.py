@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,8 +32,7 @@ class Outcome:
 
     def has(self, text: str) -> bool:
         """Whether a text, which is in lower case, stands in the output or the error."""
-        output = self.output if isinstance(self.output, str) else json.dumps(self.output, default=str)
-        return text in output.lower() or text in (self.error or "").lower()
+        return any(text in found.lower() for found in (*_texts(self.output), self.error or ""))
 
 
 Judge = Callable[[ResultRow], Outcome]
@@ -98,6 +96,19 @@ def as_label(value: Any) -> str | None:
     if value is None:
         return None
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, however it nests, and its numbers as text; not the names that they have."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            left.extend(inner.values())
+        elif isinstance(inner, (list, tuple)):
+            left.extend(inner)
+        elif (text := as_label(inner)) is not None:
+            yield text
 
 
 def first_numbers(vector: Any) -> Any:

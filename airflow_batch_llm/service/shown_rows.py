@@ -1,7 +1,8 @@
 """Rows to look at: input, rendered prompt and output side by side, a page at a time.
 
 A page is found in the committed parts, or by row number in the target's row groups, and what belongs to its rows is
-looked up for these rows alone. Nothing here reads through a source or a target.
+looked up for these rows alone. Nothing here reads through a source. Of a target that is compressed as a whole the rows
+before the page are read over, up to a limit; through no other is read.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from airflow_batch_llm.page_wire import ShownMessage, ShownRow, ShownRows
 from airflow_batch_llm.service.asked_lines import AskedLines
 from airflow_batch_llm.service.numbered_rows import few_columns
 from airflow_batch_llm.service.row_inputs import RowInput, RowInputs
-from airflow_batch_llm.service.row_prompts import Prompts, shown_messages
+from airflow_batch_llm.service.row_prompts import Messages, Prompts, shown_messages
 from airflow_batch_llm.service.row_walk import Patience, walk, wants_failed
 from airflow_batch_llm.service.short_values import Shortener
 from airflow_batch_llm.service.shown_outcomes import Outcome, TableOutcomes, outcomes_of
 from airflow_batch_llm.service.sources import UNREADABLE
 from airflow_batch_llm.service.state import ServiceState
-from airflow_batch_llm.service.target_results import ColumnChoice
+from airflow_batch_llm.service.target_results import ColumnChoice, TargetReading
 from airflow_batch_llm.wire import DatasetSpec, ResultRow
 
 Wanted = RowStatus | Literal["failed"]
@@ -60,26 +61,40 @@ class _Found:
     cursor: str
     row: ResultRow
     outcome: Outcome
-    shortener: Shortener = field(default_factory=Shortener)
+    cut: set[str] = field(default_factory=set)
+    """Which of input, prompt and output are shown in part only."""
     input: dict[str, Any] | None = None
     prompt: list[ShownMessage] | None = None
     whole: bool = False
     missing: list[str] = field(default_factory=list)
 
+    def take_input(self, values: Mapping[str, Any]) -> None:
+        short = Shortener()
+        self.input = short.columns(values)
+        self._note("input", short)
+
+    def take_prompt(self, messages: Messages) -> None:
+        short = Shortener()
+        self.prompt = shown_messages(messages, short)
+        self._note("prompt", short)
+
+    def _note(self, what: str, short: Shortener) -> None:
+        (self.cut.add if short.shortened else self.cut.discard)(what)
+
     def shown(self) -> ShownRow:
-        outcome, short = self.outcome, self.shortener
+        outcome, short = self.outcome, Shortener()
         return ShownRow(
             row=self.row.row,
             status=self.row.status,
             input=self.input,
             prompt=self.prompt,
-            output=short.value(outcome.output),
             label=None if outcome.label is None else short.text(outcome.label),
             error=None if outcome.error is None else short.text(outcome.error),
+            output=short.value(outcome.output),
             finish_reason=outcome.finish_reason,
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
-            shortened=short.shortened,
+            shortened=short.shortened or bool(self.cut),
             missing=" ".join(dict.fromkeys(self.missing)) or None,
         )
 
@@ -99,7 +114,8 @@ def shown_rows(
     cursor that no page of this batch gave.
     """
     patience = patience or Patience()
-    way = walk(state, record, after, failed=wants_failed(wanted.status), choice=_choice(record, wanted))
+    reading = TargetReading(_choice(record, wanted), patience.skip)
+    way = walk(state, record, after, failed=wants_failed(wanted.status), reading=reading)
     found, last, has_more = _page(way.rows, record, after, limit, wanted, patience)
     if record["dataset"] is None:
         _add_requests(state, record, found)
@@ -194,14 +210,14 @@ def _is_unreadable(one: _Found) -> bool:
 
 def _take(one: _Found, known: RowInput, prompts: Prompts) -> None:
     """Shows what is known of a row's input, and its prompt by it where there is none yet."""
-    one.input = one.shortener.columns(known.values)
+    one.take_input(known.values)
     one.whole = known.whole
     if one.prompt is None and prompts.used <= {*known.values, *known.partitions}:
         rendered = prompts.rendered(known.values, known.partitions)
         if isinstance(rendered, str):
             one.missing.append(f"It has no prompt. {rendered}")
         else:
-            one.prompt = shown_messages(rendered, one.shortener)
+            one.take_prompt(rendered)
 
 
 def _add_requests(state: ServiceState, record: Mapping[str, Any], found: Sequence[_Found]) -> None:
@@ -215,5 +231,4 @@ def _add_asked(lines: AskedLines, found: Sequence[_Found]) -> None:
     """The prompts that the plan's chunks have."""
     by_number = {one.row.row: one for one in found}
     for row, messages in islice(lines.of({one.row.row: one.cursor for one in found}), len(found)):
-        one = by_number[row]
-        one.prompt = shown_messages(messages, one.shortener)
+        by_number[row].take_prompt(messages)

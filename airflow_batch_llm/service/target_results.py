@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import InvalidRequestError, NotFoundError
 from airflow_batch_llm.models import RowStatus
+from airflow_batch_llm.service.blocks import BLOCK_BYTES
 from airflow_batch_llm.service.formats import DamagedError, FileFormat, decompressed
 from airflow_batch_llm.service.places import Places
 from airflow_batch_llm.service.targets import read_manifest
@@ -26,7 +28,7 @@ _SEEKABLE: Final = (FileFormat("jsonl"), FileFormat("csv"))
 """The formats whose rows begin at a place in bytes."""
 _STATUSES: Final = frozenset(RowStatus)
 _DECODED: Final = 1_000
-"""Rows of Parquet that are decoded together: the longest page has as many."""
+"""Most rows of Parquet that are decoded together: the longest page has as many."""
 _AT_ONCE: Final = 100
 """Rows of Parquet that become Python's values together: a page has no use for thousands."""
 READ_AHEAD: Final = 1 << 18
@@ -52,19 +54,32 @@ ColumnChoice = Callable[[pa.Schema], tuple[list[str], dict[str, Any]]]
 """Which columns of a Parquet target are read, and what stands for others."""
 
 
+@dataclass(frozen=True)
+class TargetReading:
+    """How a target is read."""
+
+    choice: ColumnChoice | None = None
+    """All columns, unless this says which ones are enough."""
+    skipped: Callable[[], object] = lambda: None
+    """Is called for each row that is read over on the way to the first one; what it raises ends the reading."""
+
+
+EVERYTHING: Final = TargetReading()
+
+
 def target_results(
-    places: Places, record: Any, first: int, offset: int, *, choice: ColumnChoice | None = None
+    places: Places, record: Any, first: int, offset: int, *, reading: TargetReading = EVERYTHING
 ) -> Iterator[tuple[str, ResultRow]]:
     """The target's rows from number ``first`` on, each with a cursor; ``offset`` is where that row's bytes begin.
 
-    All columns of it, unless a ``choice`` says which ones are enough.
+    A file that has no places to go to is read from its beginning, and its rows before that one are skipped.
 
     Raises :class:`NotFoundError` where the target is gone, was edited or belongs to another batch by now, and
     :class:`InvalidRequestError` where no row begins there. Neither repeats anything of what was read.
     """
     manifest = Manifest.model_validate(record)
     check_standing(places, manifest)
-    return _rows(places, manifest, first, offset, choice)
+    return _rows(places, manifest, first, offset, reading)
 
 
 def wrong_cursor(after: str | None) -> InvalidRequestError:
@@ -76,14 +91,14 @@ def wrong_cursor(after: str | None) -> InvalidRequestError:
 
 
 def _rows(
-    places: Places, manifest: Manifest, first: int, offset: int, choice: ColumnChoice | None
+    places: Places, manifest: Manifest, first: int, offset: int, reading: TargetReading
 ) -> Iterator[tuple[str, ResultRow]]:
     begins = 0
     for file in manifest.files:
         ends = begins + file.rows
         if first < ends:
             try:
-                rows = _file_rows(places, file, first - begins, offset, choice)
+                rows = _file_rows(places, file, first - begins, offset, reading)
                 for row, (columns, end) in enumerate(rows, start=first):
                     yield f"line-{row + 1}.{end if row + 1 < ends else 0}", _shown(row, columns)
             except _UnreadableError as error:
@@ -134,12 +149,12 @@ def opened_target(places: Places, manifest: Manifest, file: TargetFile) -> Itera
     raise _gone(manifest)
 
 
-def _file_rows(places: Places, file: TargetFile, first: int, offset: int, choice: ColumnChoice | None) -> _Rows:
+def _file_rows(places: Places, file: TargetFile, first: int, offset: int, reading: TargetReading) -> _Rows:
     """The rows of one file from its row ``first`` on, which begins at ``offset`` where that is not 0; all of them."""
     left = file.rows - first
     seeks = offset > 0 and FileFormat.of_name(file.uri) in _SEEKABLE
     try:
-        for columns, end in islice(_read(places, file, first, offset if seeks else 0, choice), left):
+        for columns, end in islice(_read(places, file, first, offset if seeks else 0, reading), left):
             if columns.get("llm_status") not in _STATUSES:
                 raise _UnreadableError(at_cursor=seeks)
             left -= 1
@@ -154,7 +169,7 @@ def _file_rows(places: Places, file: TargetFile, first: int, offset: int, choice
         raise _UnreadableError(at_cursor=seeks)
 
 
-def _read(places: Places, file: TargetFile, first: int, offset: int, choice: ColumnChoice | None) -> _Rows:
+def _read(places: Places, file: TargetFile, first: int, offset: int, reading: TargetReading) -> _Rows:
     tree = places.tree(file.uri)
     entry = tree.stat(file.uri)
     form = FileFormat.of_name(file.uri)
@@ -162,13 +177,13 @@ def _read(places: Places, file: TargetFile, first: int, offset: int, choice: Col
         raise _UnreadableError
     with tree.open(entry) as stream:
         if form.kind == "parquet":
-            yield from _parquet_rows(stream, first, choice)
+            yield from _parquet_rows(stream, first, reading.choice)
             return
         if offset:
             _check_begins(stream, offset, entry.size)
         with decompressed(stream, form.compression) as inner:
-            rows = (_json_lines if form.kind == "jsonl" else _csv_records)(inner, offset)
-            for columns, end in rows if offset else islice(rows, first, None):
+            read = _json_lines if form.kind == "jsonl" else _csv_records
+            for columns, end in read(inner, offset, 0 if offset else first, reading.skipped):
                 yield columns, end if form in _SEEKABLE else 0
 
 
@@ -182,21 +197,28 @@ def _check_begins(stream: BinaryIO, offset: int, size: int) -> None:
     raise _UnreadableError(at_cursor=True)
 
 
-def _json_lines(stream: BinaryIO, offset: int) -> _Rows:
+def _json_lines(stream: BinaryIO, offset: int, skip: int, skipped: Callable[[], object]) -> _Rows:
     if offset:
         stream.seek(offset)
-    for line in _lines(stream):
+    lines = _lines(stream)
+    for line in islice(lines, skip):
+        offset += len(line)
+        skipped()
+    for line in lines:
         offset += len(line)
         yield msgspec.json.decode(line, type=dict[str, Any]), offset
 
 
-def _csv_records(stream: BinaryIO, offset: int) -> _Rows:
+def _csv_records(stream: BinaryIO, offset: int, skip: int, skipped: Callable[[], object]) -> _Rows:
     lines = _CountedLines(_lines(stream))
     names = next(csv.reader(lines), [])
     if offset:
         stream.seek(offset)
         lines = _CountedLines(_lines(stream), offset)
-    for record in csv.reader(lines):
+    records = csv.reader(lines)
+    for _ in islice(records, skip):
+        skipped()
+    for record in records:
         yield dict(zip(names, record, strict=True)), lines.position
 
 
@@ -215,12 +237,22 @@ def _parquet_rows(stream: BinaryIO, first: int, choice: ColumnChoice | None) -> 
         groups, skipped = _groups_from(file.metadata, first)
         read, instead = (None, {}) if choice is None else choice(file.schema_arrow)
         skip = first - skipped
-        for batch in file.iter_batches(_DECODED, row_groups=groups, columns=read, use_threads=False):
+        for batch in file.iter_batches(
+            decoded_together(file.metadata, groups), row_groups=groups, columns=read, use_threads=False
+        ):
             wanted = batch.slice(skip)
             skip = max(0, skip - batch.num_rows)
             for start in range(0, wanted.num_rows, _AT_ONCE):
                 for row in readable(wanted.slice(start, _AT_ONCE)).to_pylist():
-                    yield _as_json(row | instead), 0
+                    yield as_json(row | instead), 0
+
+
+def decoded_together(metadata: Any, groups: list[int]) -> int:
+    """How many rows are decoded together: of long ones not all of a page at once."""
+    found = [metadata.row_group(group) for group in groups]
+    rows, size = sum(group.num_rows for group in found), sum(group.total_byte_size for group in found)
+    fitting: int = rows * BLOCK_BYTES // max(1, size)
+    return max(1, min(_DECODED, fitting))
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
@@ -250,7 +282,7 @@ class _CountedLines:
         return line.decode()
 
 
-def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
     """The row in JSON's types: dates and decimals as text."""
     plain: dict[str, Any] = orjson.loads(orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS))
     return plain

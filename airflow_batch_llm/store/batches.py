@@ -83,12 +83,12 @@ class NewBatch:
     dry_run: bool = False
     canary_rows: int | None = None
     pause_unwatched_after: int | None = None
+    """In seconds: it is paused when nobody has watched it for so long."""
     deployment: str | None = None
     dag_id: str | None = None
     task_id: str | None = None
     run_id: str | None = None
     map_index: int | None = None
-    """In seconds: it is paused when nobody has watched it for so long."""
     on_changed: str = "fail"
     """What is done about a batch of other content under the key: see :meth:`Batches.submit`."""
 

@@ -20,6 +20,7 @@ from airflow_batch_llm.page_wire import OverviewQuery
 from airflow_batch_llm.store.batches import ORIGIN
 from airflow_batch_llm.store.changes import STATE, version_of
 from airflow_batch_llm.store.database import Database
+from airflow_batch_llm.store.engines import LOWER
 from airflow_batch_llm.store.tables import NO_DUE, batches, tokens
 from airflow_batch_llm.store.turns import RAISED_PRIORITY
 
@@ -162,9 +163,17 @@ def _fitting(team: str, asked: OverviewQuery, *, postgres: bool) -> Iterator[Col
         if (value := getattr(asked, column)) is not None:
             yield batches.c[column] == value
     if asked.search is not None:
-        # SQLite's LIKE looks at the case of no letter of ASCII, and is twice as fast without lower() on both sides.
-        has = "icontains" if postgres else "contains"
-        yield or_(*(getattr(column, has)(asked.search, autoescape=True) for column in _SEARCHED))
+        yield or_(*(_has(column, asked.search, postgres=postgres) for column in _SEARCHED))
+
+
+def _has(column: ColumnElement[str], text: str, *, postgres: bool) -> ColumnElement[bool]:
+    """Whether a text stands in a column, in whatever case."""
+    if postgres:
+        return column.icontains(text, autoescape=True)
+    if text.isascii():  # SQLite's LIKE looks at the case of no letter of ASCII, and is twice as fast without lower()
+        return column.contains(text, autoescape=True)
+    lower: ColumnElement[str] = getattr(func, LOWER)(column, type_=Text)
+    return lower.contains(text.lower(), autoescape=True)
 
 
 def _values(texts: list[str], *, postgres: bool) -> Select[Any]:

@@ -231,6 +231,19 @@ def test_an_act_by_another_token_bears_that_tokens_name(service: RunningService)
     assert report(service, batch).acts[0].by == "test"
 
 
+@pytest.mark.parametrize(("scope", "may"), [(Scope.SUBMIT, True), (Scope.ADMIN, True), (Scope.WORKER, False)])
+def test_a_report_says_whether_its_token_may_act_on_the_batch(service: RunningService, scope: Scope, may: bool) -> None:
+    batch = submit(service)
+    token = token_of(service, "default", Scope.READ, scope)
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"{service.url}/v1/batches/{batch.id}"
+    report = httpx.get(f"{url}/report", headers=headers).json()
+    again = httpx.get(f"{url}/report", params={"version": report["version"]}, headers=headers).json()
+    assert again["batch"] is None
+    assert report["may_act"] is again["may_act"] is may
+    assert (httpx.post(f"{url}/pause", headers=headers).status_code == 200) is may
+
+
 def test_a_service_without_extensions_notes_the_token_whatever_the_call_says(service: RunningService) -> None:
     batch = submit(service, plan=False)
     with _priced(service, dataclasses.replace(service.settings, extensions=False)):

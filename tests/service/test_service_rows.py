@@ -8,14 +8,19 @@ import gzip
 import json
 import logging
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_batch_llm.errors import InvalidRequestError
 from airflow_batch_llm.models import EMBEDDINGS
-from airflow_batch_llm.service import numbered_rows
+from airflow_batch_llm.service import numbered_rows, row_routes
 from airflow_batch_llm.service.row_walk import Patience
 from airflow_batch_llm.service.shown_rows import RowFilter, shown_rows
 from airflow_batch_llm.wire import BatchCreate, DatasetSpec, Message
@@ -38,6 +43,12 @@ from tests.service.looking import (
     table,
 )
 from tests.service.requests import create, file_of, finish, line, openai_client
+
+SAID = {
+    "type": "object",
+    "properties": {"said": {"type": "string"}, "sure": {"type": "boolean"}},
+    "required": ["said", "sure"],
+}
 
 
 def test_a_row_has_its_input_prompt_and_output_while_its_batch_runs(service: RunningService) -> None:
@@ -158,6 +169,22 @@ def test_a_search_finds_what_stands_in_the_output_or_the_error_in_whatever_case(
     assert [row["row"] for row in rows(service, batch, status="failed", search="noise")["data"]] == [2]
 
 
+@pytest.mark.parametrize("asked", [{"output_schema": SAID}, {"parameters": {"n": 2}}], ids=["fields", "samples"])
+def test_a_search_looks_at_the_values_and_not_at_how_json_writes_them(
+    service: RunningService, asked: dict[str, Any]
+) -> None:
+    table(service, 2)
+    batch = submit(service, **asked)
+    said = ['Zu Köln am "Rhein"', "Bonn"]
+    if "output_schema" in asked:
+        given: list[dict[str, Any]] = [{"output": json.dumps({"said": text, "sure": True})} for text in said]
+    else:
+        given = [{"outputs": [text, "two"]} for text in said]
+    give(service, given)
+    for search, found in (("KÖLN", [0]), ('"rhein"', [0]), ("bonn", [1]), ("said", []), ("u00f6", [])):
+        assert [row["row"] for row in rows(service, batch, search=search)["data"]] == found, search
+
+
 @pytest.mark.parametrize("cursor", ["nonsense", "row-1", "line-0.3", "part-", "line-1.99999"])
 def test_a_cursor_that_is_none_is_refused(service: RunningService, cursor: str) -> None:
     table(service)
@@ -226,7 +253,7 @@ def test_a_row_far_from_the_start_of_its_file_is_not_read_and_said_to_be_missing
     batch = end(service, submit(service, source="s.jsonl", target="t.parquet", passthrough=["n"]))
     House(service).later(2)
     monkeypatch.setattr(numbered_rows, "MOST_TEXT_BYTES", 100_000)
-    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", (numbered_rows.MOST_BYTES, 100_000))
+    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", (numbered_rows.MOST_BYTES, 100_000, 1 << 30))
     near, far = (by_number(rows(service, batch, after=f"line-{n}.0"))[n] for n in (5, 390))
     assert (near["input"]["text"], near["missing"]) == ("text 5", None)
     assert far["input"] == {"n": 390}
@@ -322,6 +349,85 @@ def test_values_of_any_kind_are_shown_in_json_and_long_ones_cut(service: Running
         service.assemble()
 
 
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.csv.zst", "t.jsonl"])
+def test_rows_far_from_the_beginning_of_a_file_without_places_are_refused_with_what_to_do(
+    service: RunningService, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(service, 60)
+    batch = end(service, submit(service, target=name))
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (20, 3.0, time.monotonic, 20, 0, 0))
+    assert [row["row"] for row in rows(service, batch, after="line-20.0", limit=2)["data"]] == [20, 21]
+    far = call(service, batch.id, after="line-50.0", limit=2)
+    assert (far.status_code, far.json()["error"]["code"]) == (400, "rows_too_far")
+    assert "Download the target" in far.json()["error"]["message"]
+
+
+def test_time_ends_the_way_to_a_page_too(service: RunningService) -> None:
+    table(service, 60)
+    batch = end(service, submit(service, target="t.jsonl.gz"))
+    record = service.state.batches.get("default", batch.id)
+    late = iter([0.0, 1.0, 99.0])
+    patience = Patience(clock=lambda: next(late))
+    with pytest.raises(InvalidRequestError, match="after 2 rows"):
+        shown_rows(service.state, record, after="line-50.0", limit=5, wanted=RowFilter(), patience=patience)
+
+
+def test_who_looks_at_rows_holds_nobody_else_up(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(service)
+    batch = submit(service)
+    go_on, began = threading.Event(), threading.Semaphore(0)
+    looks = row_routes.shown_rows
+
+    def slow(*given: Any, **more: Any) -> Any:
+        began.release()
+        go_on.wait(60)
+        return looks(*given, **more)
+
+    monkeypatch.setattr(row_routes, "shown_rows", slow)
+    with ThreadPoolExecutor(32) as callers:
+        answers = [callers.submit(call, service, batch.id) for _ in range(32)]
+        try:
+            assert all(began.acquire(timeout=30) for _ in range(4))
+            headers = {"Authorization": f"Bearer {service.token}"}
+            assert httpx.get(f"{service.url}/v1/models", headers=headers, timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+
+
+def test_a_page_of_rows_with_many_long_values_stays_small(service: RunningService) -> None:
+    def values() -> list[Any]:
+        return [[f"{row}-{place}-" + "lorem ipsum " * 300 for place in range(50)] for row in range(5)]
+
+    numbers = [[list(range(100))] * 100] * 5
+    table(service, 5, **{f"c{column}": values() for column in range(6)}, numbers=numbers)
+    messages = [Message(role="user", content="{text}" + "long " * 1_000)] * 40
+    batch = submit(service, messages=messages)
+    half_done(service, done=5)
+    pages = [call(service, batch.id)]
+    service.end_leases()
+    end(service, batch, name="second")
+    for page in [*pages, call(service, batch.id)]:
+        assert len(page.content) < 5 * 100_000
+        for shown in page.json()["data"]:
+            assert shown["shortened"]
+            assert list(shown["input"])[-1] == "numbers"
+            assert shown["output"] == f"answer {shown['row']}"
+            assert shown["input"]["c0"][0].startswith(f"{shown['row']}-0-lorem")
+
+
+def test_a_row_group_that_is_large_without_its_compression_is_not_read(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(service, 200, doc=[[f"{n}" + "x" * 2_000] for n in range(200)])
+    batch = submit(service)
+    half_done(service)
+    assert by_number(rows(service, batch))[1]["missing"] is None
+    limits = (numbered_rows.MOST_BYTES, numbered_rows.MOST_TEXT_BYTES, 300_000)
+    monkeypatch.setattr(numbered_rows.Allowance.__init__, "__defaults__", limits)
+    assert "in too large a row group" in by_number(rows(service, batch))[1]["missing"]
+
+
 def test_of_many_columns_those_that_the_prompt_needs_are_shown_with_some_of_the_others(service: RunningService) -> None:
     table(service, **{f"c{n}": [n] * 6 for n in range(80)})
     messages = [Message(role="user", content="{c79}")]
@@ -381,8 +487,10 @@ def test_an_answer_with_a_schema_is_its_fields_and_one_that_fits_none_its_text(s
     assert call(service, batch.id, "answers").json() == {
         "field": "mood",
         "counts": [{"answer": "bad", "rows": 1}, {"answer": "good", "rows": 1}],
-        "rows_looked_at": 3,
+        "rows_looked_at": 2,
+        "rows_failed": 1,
         "rows_done": 3,
+        "distinct": False,
     }
 
 

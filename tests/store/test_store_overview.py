@@ -96,8 +96,11 @@ def test_all_that_fits_every_filter_is_shown(
         ("run__2", ["batch_3"]),
         ("qwen", ["batch_4"]),
         ("out/LABELS", ["batch_5"]),
+        ("KÖLN", ["batch_6"]),
+        ("öL", ["batch_6"]),
+        ("kÖ%", []),
         ("a prompt", []),
-        ("batch", [f"batch_{number}" for number in (5, 4, 3, 2, 1)]),
+        ("batch", [f"batch_{number}" for number in (6, 5, 4, 3, 2, 1)]),
     ],
 )
 def test_a_search_finds_a_part_of_a_name_in_whatever_case_and_to_the_letter(
@@ -108,6 +111,7 @@ def test_a_search_finds_a_part_of_a_name_in_whatever_case_and_to_the_letter(
     made(store, "batch_3", key="k3", **origin("reviews", "classify", "run__2"))
     made(store, "batch_4", key="k4", model="Qwen/Qwen3-8B")
     made(store, "batch_5", key="k5", dataset={"target": "s3://out/Labels/", "messages": [{"content": "a prompt"}]})
+    made(store, "batch_6", key="k6", model="Köln")
     assert page(overviews, search=search) == expected
 
 
