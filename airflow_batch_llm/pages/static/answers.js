@@ -59,9 +59,17 @@ export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
       "p",
       { className: "blm-small blm-muted" },
       answer.counts.length > MOST && `${counted(answer.counts.length - MOST, "other answer")}. `,
-      looked < answer.rows_done
-        ? `Of ${counted(looked, "row")}, a sample spread over ${whole(answer.rows_done)}.`
-        : `Of all ${counted(looked, "row")} with an answer so far.`,
+      countedOf(answer),
     ),
   );
+}
+
+/** Of which rows the counts are, in a sentence. */
+function countedOf({ rows_looked_at: looked, rows_failed: failed, rows_done: done, distinct }) {
+  const besides = failed ? `; ${counted(failed, "row")} besides failed` : "";
+  if (distinct)
+    return `Of ${counted(looked, "row")} that were asked, equal ones once${besides}. ${whole(done)} are done.`;
+  if (looked + failed < done)
+    return `Of ${counted(looked, "row")}, a sample spread over ${whole(done)}${besides}.`;
+  return `Of all ${counted(looked, "row")} with an answer so far${besides}.`;
 }
