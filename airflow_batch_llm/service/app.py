@@ -53,7 +53,6 @@ def create_app(state: ServiceState) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Requests wait for the store, which takes one writer at a time: more threads would only cost memory.
         anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
-        app.state.looks = anyio.CapacityLimiter(LOOK_THREADS)
         yield
         state.database.close()
 
@@ -62,6 +61,7 @@ def create_app(state: ServiceState) -> FastAPI:
     )
     app.state.service = state
     app.state.changes = Changes(BatchChanges(state.database))
+    app.state.looks = anyio.CapacityLimiter(LOOK_THREADS)
     extensions = EXTENSIONS if state.settings.extensions else ()
     for routes in (file_routes, *extensions, batch_routes, worker_routes):
         app.include_router(routes.router)

@@ -77,7 +77,7 @@ class Source(Protocol):
     """Whether no other columns can turn up later."""
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int | None = None
     ) -> Iterator[SourceRows]:
         """All rows in order; ``used`` are the columns that templates need, ``kept`` those that the target repeats,
         ``reserved`` the names that the target adds, ``rows`` how many are read at a time at most."""
@@ -128,11 +128,11 @@ class ParquetSource:
         _check_names(file.uri, self.columns)
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int | None = None
     ) -> Iterator[SourceRows]:
         needed = [name for name in self.columns if name in used or name in kept]
         with _readable(self.file), self.file.open() as stream:
-            for block in parquet_blocks(stream, self.schema, needed, rows):
+            for block in parquet_blocks(stream, self.schema, needed, rows or ROWS):
                 yield SourceRows(block.select(kept), block.select([name for name in needed if name in used]))
 
 
@@ -162,12 +162,12 @@ class CsvSource:
         self.schema = pa.schema([(name, pa.string()) for name in self.columns])
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int | None = None
     ) -> Iterator[SourceRows]:
         with _readable(self.file), self._open() as stream:
             records = self._records(stream)
             next(records, None)
-            for some in _blocks(records, lambda record: record.size, rows):
+            for some in _blocks(records, lambda record: record.size, rows or ROWS):
                 yield self._rows(some, used, kept)
 
     @contextmanager
@@ -232,18 +232,18 @@ class JsonlSource:
                 self.columns += [name for name in row if name not in self.columns]
 
     def batches(
-        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int = ROWS
+        self, *, used: set[str], kept: list[str], reserved: Sequence[str] = OUTPUT_COLUMNS, rows: int | None = None
     ) -> Iterator[SourceRows]:
         with _readable(self.file):
             for lines in self._blocks(rows):
                 yield self._rows(lines, reserved if kept == self.columns else ())
 
-    def _blocks(self, rows: int = ROWS) -> Iterator[list[tuple[int, bytes]]]:
+    def _blocks(self, rows: int | None = None) -> Iterator[list[tuple[int, bytes]]]:
         """The lines that are not blank with their numbers, some thousand at a time."""
         with self.file.open() as raw, decompressed(raw, self.file.format.compression) as inner:
             lines = ((number, line.strip()) for number, line in enumerate(_without_mark(inner), start=1))
             lines = ((number, line) for number, line in lines if line)
-            yield from _blocks(lines, lambda line: len(line[1]), rows)
+            yield from _blocks(lines, lambda line: len(line[1]), rows or ROWS)
 
     def _rows(self, lines: list[tuple[int, bytes]], reserved: Sequence[str]) -> SourceRows:
         values: list[dict[str, Any]] = []
