@@ -148,7 +148,7 @@ class BatchLLMSensor(BaseSensorOperator):
             trigger=self._trigger(awaited, shared=shared),
             method_name="execute_complete",
             kwargs={"until": until.isoformat()},
-            timeout=max(until - clock.now(), timedelta(seconds=1)),
+            timeout=timedelta(seconds=max((until - clock.now()).total_seconds(), 1.0)),
         )
 
     def _trigger(self, awaited: Awaited, *, shared: bool) -> BaseTrigger:

@@ -109,6 +109,7 @@ def test_a_sensor_defers_and_its_trigger_never_cancels(submit: Submit) -> None:
     assert deferral.trigger.batch_id == batch.id
     assert deferral.trigger.cancel_on_kill is False
     assert timedelta(seconds=50) < deferral.timeout <= timedelta(seconds=60)
+    assert type(deferral.timeout) is timedelta  # Airflow sends no subclass of it to its supervisor
     assert waiting.linked_batch is not None
 
 
@@ -163,6 +164,7 @@ def test_a_sensor_that_is_resumed_keeps_what_is_left_of_its_timeout(connected: A
     with pytest.raises(TaskDeferred) as again:
         sensor(key="k", timeout=999_999).execute_complete(CONTEXT, event={}, **kwargs)
     assert again.value.timeout <= timedelta(seconds=60)
+    assert type(again.value.timeout) is timedelta
 
 
 def test_a_resumed_sensor_links_to_its_batch_also_if_it_can_not_be_followed(connected: Any) -> None:
