@@ -25,17 +25,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from airflow_batch_llm.service import (
-    batch_routes,
-    event_routes,
-    extension_routes,
-    file_routes,
-    overview_routes,
-    report_routes,
-    row_routes,
-    worker_routes,
-)
+from airflow_batch_llm.service import batch_routes, file_routes, worker_routes
 from airflow_batch_llm.service.access import TEAM
+from airflow_batch_llm.service.app import EXTENSIONS
 from tests.conftest import RunningService
 from tests.service.answering import AnsweringWorker
 from tests.service.requests import create, file_of, line, openai_client
@@ -45,21 +37,12 @@ schemathesis.serializer.alias("application/zstd", "application/octet-stream")
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 WHOLE = bool(os.environ.get("WHOLE"))
-ROUTES = (
-    batch_routes,
-    event_routes,
-    extension_routes,
-    file_routes,
-    overview_routes,
-    report_routes,
-    row_routes,
-    worker_routes,
-)
+ROUTES = (batch_routes, file_routes, worker_routes, *EXTENSIONS)
 CALLS = sorted(
     (method, route.path)
     for module in ROUTES
     for route in module.router.routes
-    if isinstance(route, APIRoute)
+    if isinstance(route, APIRoute) and route.include_in_schema
     for method in route.methods
 )
 WITHOUT_INPUT = {"/healthz"}

@@ -21,7 +21,6 @@ export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
       answer.rows_done && !answer.field ? "The answers are no labels: see the rows." : "No answer yet.",
     );
   const looked = answer.rows_looked_at;
-  const answered = answer.counts.reduce((sum, each) => sum + each.rows, 0);
   const most = Math.max(...answer.counts.map((each) => each.rows));
   const shown = answer.counts.slice(0, MOST);
   return h(
@@ -51,7 +50,7 @@ export function AnswerBars({ batch, fresh, chosen = null, onChoose = null }) {
             { className: "blm-answer-bar", "aria-hidden": true },
             h("span", { style: { width: `${(100 * rows) / most}%` } }),
           ),
-          h("span", { className: "blm-number blm-small" }, `${whole(rows)} · ${percent(rows / answered)}`),
+          h("span", { className: "blm-number blm-small" }, `${whole(rows)} · ${percent(rows / looked)}`),
         ),
       ),
     ),

@@ -32,18 +32,15 @@ export function App({ host, place = null, header = null }) {
 
 function Shell({ host, place, header, who, params }) {
   if (!who.answer) return who.error ? h(Trouble, { error: who.error }) : h(Loading, { what: "the pages" });
-  const scopes = who.answer.scopes;
-  const may = scopes.includes("submit") || scopes.includes("admin");
-  const shared = { host, may };
   setOwnDeployments(who.answer.deployments ?? []);
-  if (place) return h(TaskPage, { place, connections: who.answer.connections ?? [], ...shared });
+  if (place) return h(TaskPage, { place, connections: who.answer.connections ?? [], host });
   const batchId = params.get("batch");
   const page = batchId ? "batch" : params.get("page") === "workers" ? "workers" : "list";
   return h(
     "main",
     { className: "blm-page" },
     h(Heading, { page, header, connections: who.answer.connections, batchId }),
-    page === "batch" && h(BatchPage, { key: batchId, batchId, ...shared }),
+    page === "batch" && h(BatchPage, { key: batchId, batchId }),
     page === "workers" && h(WorkersPage, { scope: `${params.get("team")} ${params.get("conn_id")}` }),
     page === "list" && h(BatchListPage, { host }),
   );

@@ -18,7 +18,7 @@ const TABS = { overview: "Overview", rows: "Rows", attempts: "Attempts", spec: "
 const FRESH = 20;
 
 /** `placed` says that the host's own page says already where the batch comes from. */
-export function BatchPage({ batchId, may, placed = false }) {
+export function BatchPage({ batchId, placed = false }) {
   const [params] = useAddress();
   const { answer: report, error } = useLive(
     ({ version, wait, signal }) =>
@@ -31,10 +31,10 @@ export function BatchPage({ batchId, may, placed = false }) {
   const now = useNow(report?.at);
   if (!report || report.batch?.id !== batchId)
     return error ? h(Trouble, { error }) : h(Loading, { what: `batch ${batchId}` });
-  return h(Batch, { report, error, now, placed, may: may && report.may_act !== false });
+  return h(Batch, { report, error, now, placed });
 }
 
-function Batch({ report, error, now, placed, may }) {
+function Batch({ report, error, now, placed }) {
   const [params, go] = useAddress();
   const { batch } = report;
   const tab = params.get("tab") in TABS ? params.get("tab") : "overview";
@@ -61,7 +61,7 @@ function Batch({ report, error, now, placed, may }) {
         ),
         !placed && h("div", { className: "blm-batch-place" }, h(OriginText, { origin: batch.origin })),
       ),
-      h(Acts, { batch, may, onDone }),
+      h(Acts, { batch, may: report.may_act, onDone }),
     ),
     h(Glance, { report, now }),
     h(TabList, { tab, go }),

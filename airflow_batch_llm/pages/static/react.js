@@ -2,7 +2,7 @@
 
 const React = globalThis.React;
 
-export const { useCallback, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } = React;
+export const { useCallback, useEffect, useId, useRef, useState } = React;
 export const h = React.createElement;
 export const Fragment = React.Fragment;
 export const Component = React.Component;

@@ -9,16 +9,16 @@ import { PageLink, ServiceChoice } from "./places.js";
 import { call, useAnswer, useLive } from "./service.js";
 import { Loading, Trouble } from "./states.js";
 
-export function TaskPage({ place, host, may, connections }) {
+export function TaskPage({ place, host, connections }) {
   const [params] = useAddress();
   const fixed = filterOf(place);
   const found = useConnection(connections, fixed);
   const chosen = params.get("batch");
   if (!found) return h(Loading, { what: "the batches" });
   let page;
-  if (chosen) page = h(BatchPage, { key: chosen, batchId: chosen, may, placed: Boolean(place.task_id) });
+  if (chosen) page = h(BatchPage, { key: chosen, batchId: chosen, placed: Boolean(place.task_id) });
   else if (!place.task_id || params.has("all")) page = h(BatchListPage, { host, fixed });
-  else page = h(NewestBatch, { fixed, host, may });
+  else page = h(NewestBatch, { fixed, host });
   return h(
     "div",
     { className: "blm-page" },
@@ -70,7 +70,7 @@ async function firstWith(connections, fixed, signal) {
   return connections[0];
 }
 
-function NewestBatch({ fixed, host, may }) {
+function NewestBatch({ fixed, host }) {
   const [params] = useAddress();
   const { answer, error } = useLive(
     ({ version, wait, signal }) =>
@@ -91,6 +91,6 @@ function NewestBatch({ fixed, host, may }) {
         "The newest batch of this task. ",
         h(PageLink, { changes: { all: 1 } }, `${counted(others, "earlier batch", "earlier batches")}`),
       ),
-    h(BatchPage, { key: newest.id, batchId: newest.id, may, placed: true }),
+    h(BatchPage, { key: newest.id, batchId: newest.id, placed: true }),
   );
 }
